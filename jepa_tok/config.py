@@ -1,0 +1,499 @@
+"""Configurations of every model, and the presets `paper`, `base`, `small` and `tiny`.
+
+Defaults are the paper's (arXiv 2512.07168, sections 3 and 4; FACTS in docs/paper.md); a preset or a yaml file holds only
+what differs. The dataclasses know nothing of torch or fairseq2, so that `jepa-tok --help` starts at once.
+
+    B clips   S samples at 24 kHz   T frames at 2.5 Hz   D code dimensions   G tokens per frame
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from jepa_tok.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class EncoderConfig:
+    """Waveform to latent frames: front, strided stages, 1x1 projection, Conformers."""
+
+    sample_rate: int = 24_000
+    """Samples per second of the input."""
+
+    front: Literal["wave", "mel"] = "wave"
+    """`wave`: Conv1d k7 on samples (paper). `mel`: log-mel filterbank, then Conv1d k3, at `front_hop`."""
+
+    front_hop: int = 1
+    """Samples per step after the front; 1 for `wave`."""
+
+    n_fft: int = 1024
+    """Window of the `mel` front, in samples."""
+
+    n_mels: int = 128
+    """Filters of the `mel` front."""
+
+    input_gain: float = 1.0
+    """Fixed gain on samples (`wave` front); a fixed one, unlike RMS normalisation, keeps loudness in the tokens."""
+
+    front_channels: int = 64
+    """Channels after the front."""
+
+    channels: list[int] = field(default_factory=lambda: [128, 256, 384, 512, 512])
+    """Channels of each stage."""
+
+    strides: list[int] = field(default_factory=lambda: [8, 8, 5, 5, 6])
+    """Stride of each stage; their product times `front_hop` is the hop of a frame."""
+
+    blocks: list[int] = field(default_factory=lambda: [8, 8, 8, 8, 8])
+    """Residual blocks in each stage."""
+
+    block: Literal["hifigan", "convnext"] = "hifigan"
+    """`hifigan`: three dilated conv pairs, dilations 1, 3^i, 5^i (paper). `convnext`: depthwise k7 + pointwise pair."""
+
+    expansion: int = 3
+    """Width of a `convnext` block's pointwise pair, as a multiple of its channels."""
+
+    daam: bool = True
+    """Whether a Density Adaptive Attention gate closes each stage."""
+
+    num_gaussians: int = 4
+    """Gaussians of each gate (K)."""
+
+    stage_conformers: list[int] = field(default_factory=lambda: [0, 0, 0, 0, 0])
+    """Conformer blocks after each stage, at that stage's rate and width."""
+
+    latent_dim: int = 128
+    """Dimensions of a latent frame (D)."""
+
+    conformers: int = 8
+    """Conformer blocks at the frame rate, after the projection."""
+
+    conformer_heads: int = 16
+    """Attention heads of every Conformer block."""
+
+    conformer_kernel: int = 31
+    """Depthwise kernel of every Conformer block, in steps."""
+
+    conformer_norm: Literal["clip", "step"] = "clip"
+    """Norm in the Conformer's conv module: over a whole clip (paper: GroupNorm of one group) or over each step alone."""
+
+    dropout: float = 0.1
+    """Dropout in Conformer blocks while training."""
+
+    init: Literal["trunc_normal", "scaled"] = "trunc_normal"
+    """`trunc_normal`: std 0.02 everywhere (paper's code; the signal fades through the stages). `scaled`: fan-in scaled."""
+
+    @property
+    def hop(self) -> int:
+        """Samples per latent frame (9,600 at 2.5 Hz)."""
+        return self.front_hop * math.prod(self.strides)
+
+    @property
+    def frame_rate(self) -> float:
+        """Latent frames per second."""
+        return self.sample_rate / self.hop
+
+    def check(self) -> None:
+        """Raises ConfigError where fields contradict each other."""
+        n = len(self.strides)
+        for name in ("channels", "blocks", "stage_conformers"):
+            if len(getattr(self, name)) != n:
+                raise ConfigError(
+                    f"encoder `{name}` must have {n} entries, one a stage, but has {len(getattr(self, name))} instead."
+                )
+        if self.front == "wave" and self.front_hop != 1:
+            raise ConfigError(f"encoder `front_hop` must be 1 for the `wave` front, but is {self.front_hop} instead.")
+        for i, (width, layers) in enumerate(zip(self.channels, self.stage_conformers)):
+            if layers and width % self.conformer_heads:
+                raise ConfigError(
+                    f"encoder `channels[{i}]` must be a multiple of `conformer_heads` ({self.conformer_heads}), but is {width} instead."
+                )
+        if self.conformers and self.latent_dim % self.conformer_heads:
+            raise ConfigError(
+                f"encoder `latent_dim` must be a multiple of `conformer_heads` ({self.conformer_heads}), but is {self.latent_dim} instead."
+            )
+
+
+@dataclass(kw_only=True)
+class QuantizerConfig:
+    """Finite scalar quantisation and mixed-radix packing (paper, section 3.3)."""
+
+    dim: int = 128
+    """Dimensions that are quantised (D); equals the encoder's `latent_dim`."""
+
+    levels: list[int] = field(default_factory=lambda: [4])
+    """Levels of each dimension: one entry for all of them, or one for each."""
+
+    bound: Literal["tanh", "norm"] = "tanh"
+    """What bounds z before rounding: `tanh` (paper) or `norm`: normalise each frame, learned scale, then tanh."""
+
+    group_size: int = 7
+    """Digits in a token."""
+
+    @property
+    def radices(self) -> list[int]:
+        """Levels of each of the D dimensions."""
+        return list(self.levels) * self.dim if len(self.levels) == 1 else list(self.levels)
+
+    @property
+    def vocab_sizes(self) -> list[int]:
+        """Number of ids of each of the G tokens of a frame: product of the radices of its digits."""
+        r = self.radices
+        return [math.prod(r[i : i + self.group_size]) for i in range(0, self.dim, self.group_size)]
+
+    @property
+    def num_groups(self) -> int:
+        """Tokens per frame (G)."""
+        return math.ceil(self.dim / self.group_size)
+
+    def check(self) -> None:
+        """Raises ConfigError where fields contradict each other."""
+        if self.dim < 1 or self.group_size < 1:
+            raise ConfigError(
+                f"quantizer `dim` and `group_size` must be at least 1, but are {self.dim} and {self.group_size} instead."
+            )
+        if len(self.levels) not in (1, self.dim):
+            raise ConfigError(
+                f"quantizer `levels` must have 1 or `dim` ({self.dim}) entries, but has {len(self.levels)} instead."
+            )
+        if min(self.levels) < 2:
+            raise ConfigError(
+                f"quantizer `levels` must be at least 2 each, but the least is {min(self.levels)} instead."
+            )
+        if max(self.vocab_sizes) > 2**62:
+            raise ConfigError(
+                f"quantizer `group_size` of {self.group_size} makes tokens wider than 62 bits; take a smaller one."
+            )
+
+
+@dataclass(kw_only=True)
+class GeneratorConfig:
+    """Latent frames to waveform: 1x1 projection, upsampling stages, output head (HiFi-GAN, arXiv 2010.05646)."""
+
+    latent_dim: int = 128
+    """Dimensions of a latent frame (D)."""
+
+    sample_rate: int = 24_000
+    """Samples per second of the output."""
+
+    input_channels: int = 512
+    """Channels after the projection."""
+
+    channels: list[int] = field(default_factory=lambda: [512, 384, 256, 128, 64])
+    """Channels after each upsampling stage."""
+
+    strides: list[int] = field(default_factory=lambda: [6, 5, 5, 8, 8])
+    """Upsampling factor of each stage (the encoder's, mirrored)."""
+
+    block: Literal["mrf", "convnext"] = "mrf"
+    """`mrf`: multi-receptive-field fusion (paper). `convnext`: depthwise k7 + pointwise pair."""
+
+    kernels: list[int] = field(default_factory=lambda: [3, 7, 11])
+    """Kernels of `mrf`."""
+
+    dilations: list[int] = field(default_factory=lambda: [1, 3, 5])
+    """Dilations of `mrf`."""
+
+    blocks: list[int] = field(default_factory=lambda: [1, 1, 1, 1, 1])
+    """Blocks in each stage (`mrf`: 1 is the paper's)."""
+
+    expansion: int = 3
+    """Width of a `convnext` block's pointwise pair, as a multiple of its channels."""
+
+    stage_conformers: list[int] = field(default_factory=lambda: [0, 0, 0, 0, 0])
+    """Conformer blocks in each stage, after its blocks."""
+
+    conformer_heads: int = 16
+    """Attention heads of the Conformer blocks."""
+
+    daam: bool = False
+    """Whether a gate closes each stage (the paper has none in the decoder)."""
+
+    head: Literal["wave", "istft"] = "wave"
+    """`wave`: Conv1d k7 + tanh (paper). `istft`: magnitude and phase of an inverse STFT (Vocos, arXiv 2306.00814)."""
+
+    head_hop: int = 1
+    """Samples per step of the `istft` head; 1 for `wave`."""
+
+    n_fft: int = 1024
+    """Window of the `istft` head, in samples."""
+
+    @property
+    def hop(self) -> int:
+        """Samples per latent frame."""
+        return self.head_hop * math.prod(self.strides)
+
+    def check(self) -> None:
+        """Raises ConfigError where fields contradict each other."""
+        n = len(self.strides)
+        for name in ("channels", "blocks", "stage_conformers"):
+            if len(getattr(self, name)) != n:
+                raise ConfigError(
+                    f"generator `{name}` must have {n} entries, one a stage, but has {len(getattr(self, name))} instead."
+                )
+        if self.head == "wave" and self.head_hop != 1:
+            raise ConfigError(f"generator `head_hop` must be 1 for the `wave` head, but is {self.head_hop} instead.")
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig:
+    """All that inference needs: what `config.json` of a saved tokenizer holds."""
+
+    name: str = "paper"
+    """Name of the preset, or of what was made of it."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+
+    def check(self) -> None:
+        """Raises ConfigError where fields contradict each other."""
+        self.encoder.check()
+        self.quantizer.check()
+        self.generator.check()
+        if not self.encoder.latent_dim == self.quantizer.dim == self.generator.latent_dim:
+            raise ConfigError(
+                "encoder `latent_dim`, quantizer `dim` and generator `latent_dim` must be equal, but are "
+                f"{self.encoder.latent_dim}, {self.quantizer.dim} and {self.generator.latent_dim} instead."
+            )
+        if self.encoder.hop != self.generator.hop:
+            raise ConfigError(
+                f"encoder and generator must have one hop, but have {self.encoder.hop} and {self.generator.hop} samples instead."
+            )
+        if self.encoder.sample_rate != self.generator.sample_rate:
+            raise ConfigError("encoder and generator must have one `sample_rate`.")
+
+
+@dataclass(kw_only=True)
+class PredictorConfig:
+    """JEPA predictor: 1x1 up, then Conformer, 1x1, Conformer, 1x1 down (paper, section 3.1)."""
+
+    dim: int = 256
+    layers: int = 2
+    heads: int = 16
+
+
+@dataclass(kw_only=True)
+class MaskConfig:
+    """Span masks over frames (paper, section 3.1; the ratio is met exactly)."""
+
+    place: Literal["feature", "input"] = "feature"
+    """`feature`: a mask token replaces z before the predictor (paper). `input`: the encoder never hears masked frames."""
+
+    ratio: float = 0.5
+    """Share of a clip's frames that is masked."""
+
+    min_span: int = 2
+    """Shortest span, in frames."""
+
+    max_span_fraction: float = 0.25
+    """Longest span, as a share of the clip's frames."""
+
+
+@dataclass(kw_only=True)
+class AnchorConfig:
+    """Anchor against collapse: KL to posteriors of a frozen diagonal mixture on log-mels (arXiv 2602.09040)."""
+
+    clusters: int = 0
+    """Components of the mixture; 0 turns the anchor off (paper)."""
+
+    subframes: int = 20
+    """Sub-frames of a frame whose posteriors are predicted; 20 are 20 ms each."""
+
+    n_mels: int = 40
+    """Mel filters of the mixture's features."""
+
+
+@dataclass(kw_only=True)
+class JepaConfig:
+    """Stage 1: online encoder, EMA target, predictor, masks, anchor."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
+
+    target_decay: float = 0.996
+    """EMA decay of the target encoder (tau)."""
+
+    target_norm: Literal["none", "layer"] = "none"
+    """`layer`: each target frame is normalised over its dimensions before the loss."""
+
+    def check(self) -> None:
+        """Raises ConfigError where fields contradict each other."""
+        self.encoder.check()
+        if not 0.0 <= self.mask.ratio <= 1.0:
+            raise ConfigError(f"mask `ratio` must lie in [0, 1], but is {self.mask.ratio} instead.")
+        if self.anchor.clusters and self.encoder.hop % self.anchor.subframes:
+            raise ConfigError(
+                f"anchor `subframes` must divide the hop ({self.encoder.hop}), but is {self.anchor.subframes} instead."
+            )
+
+
+@dataclass(kw_only=True)
+class DiscriminatorConfig:
+    """MPD (HiFi-GAN) and MSD (MelGAN-style) discriminators; `width` scales their channels."""
+
+    periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])
+    scales: int = 3
+    width: float = 1.0
+
+
+@dataclass(kw_only=True)
+class CodecConfig:
+    """Stage 2: the tokenizer, the discriminators and the weights of the losses (paper, section 3.4)."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+
+    freeze_encoder: bool = True
+    """The paper's text fine-tunes the encoder, its code freezes it; fine-tuning is `false`."""
+
+    stft_ffts: list[int] = field(default_factory=lambda: [2048, 1024, 512, 256, 128])
+    """FFT sizes of the multi-resolution STFT loss; hops are a quarter."""
+
+    l1_weight: float = 1.0
+    stft_weight: float = 2.0
+    adversarial_weight: float = 0.1
+    """Weight of (LSGAN + feature matching)."""
+
+
+def _paper() -> TokenizerConfig:
+    return TokenizerConfig(name="paper")
+
+
+def _mel_tokenizer(
+    name: str,
+    *,
+    front: int,
+    channels: list[int],
+    blocks: list[int],
+    attention: int,
+    conformers: int,
+    decoder: list[int],
+    decoder_blocks: list[int],
+    decoder_attention: int,
+) -> TokenizerConfig:
+    # Why this shape: docs/architecture.md, "Where the budget goes".
+    return TokenizerConfig(
+        name=name,
+        encoder=EncoderConfig(
+            front="mel",
+            front_hop=240,
+            front_channels=front,
+            channels=channels,
+            strides=[1, 2, 2, 2, 5],
+            blocks=blocks,
+            block="convnext",
+            stage_conformers=[0, 0, 0, attention, 0],
+            conformers=conformers,
+            conformer_heads=8,
+            conformer_kernel=15,
+            conformer_norm="step",
+            init="scaled",
+        ),
+        quantizer=QuantizerConfig(bound="norm"),
+        generator=GeneratorConfig(
+            input_channels=decoder[0],
+            channels=decoder[1:],
+            strides=[5, 2, 2, 2],
+            block="convnext",
+            blocks=decoder_blocks,
+            stage_conformers=[decoder_attention, 0, 0, 0],
+            conformer_heads=8,
+            head="istft",
+            head_hop=240,
+        ),
+    )
+
+
+def _base() -> TokenizerConfig:
+    return _mel_tokenizer(
+        "base", front=192, channels=[192, 384, 512, 640, 768], blocks=[3, 5, 5, 3, 3], attention=3, conformers=4,
+        decoder=[768, 640, 640, 640, 640], decoder_blocks=[3, 3, 4, 9], decoder_attention=3,
+    )  # fmt: skip
+
+
+def _small() -> TokenizerConfig:
+    return _mel_tokenizer(
+        "small", front=96, channels=[96, 192, 256, 320, 512], blocks=[2, 3, 3, 2, 2], attention=1, conformers=2,
+        decoder=[512, 320, 320, 320, 320], decoder_blocks=[2, 2, 3, 8], decoder_attention=1,
+    )  # fmt: skip
+
+
+def _tiny() -> TokenizerConfig:
+    return _mel_tokenizer(
+        "tiny", front=48, channels=[48, 64, 96, 128, 192], blocks=[1, 1, 1, 1, 1], attention=1, conformers=1,
+        decoder=[192, 128, 128, 128, 128], decoder_blocks=[1, 1, 1, 3], decoder_attention=1,
+    )  # fmt: skip
+
+
+PRESETS: Mapping[str, Callable[[], TokenizerConfig]] = {"paper": _paper, "base": _base, "small": _small, "tiny": _tiny}
+
+
+def tokenizer_config(name: str) -> TokenizerConfig:
+    """The preset called `name`; raises ConfigError for an unknown one."""
+    try:
+        return PRESETS[name]()
+    except KeyError:
+        raise ConfigError(f"`name` must be one of {', '.join(PRESETS)}, but is '{name}' instead.") from None
+
+
+def jepa_config(name: str) -> JepaConfig:
+    """Stage 1 for the preset `name`: the published objective for `paper`, input masking and the mel anchor otherwise."""
+    encoder = tokenizer_config(name).encoder
+    if name == "paper":
+        return JepaConfig(encoder=encoder)
+    width, clusters = {"base": (384, 512), "small": (256, 256), "tiny": (128, 64)}[name]
+    return JepaConfig(
+        encoder=encoder,
+        predictor=PredictorConfig(dim=width, heads=8),
+        mask=MaskConfig(place="input"),
+        anchor=AnchorConfig(clusters=clusters),
+        target_norm="layer",
+    )
+
+
+def codec_config(name: str) -> CodecConfig:
+    """Stage 2 for the preset `name`."""
+    width = {"paper": 1.0, "base": 1.0, "small": 0.5, "tiny": 0.125}
+    tokenizer = tokenizer_config(name)
+    return CodecConfig(tokenizer=tokenizer, discriminator=DiscriminatorConfig(width=width[name]))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested dict of plain values, as written to `config.json`."""
+    return dataclasses.asdict(config)
+
+
+C = TypeVar("C")
+
+
+def from_dict(kls: type[C], values: Mapping[str, Any]) -> C:
+    """Inverse of `to_dict`; absent fields keep their defaults.
+
+    Raises ConfigError for unknown fields and for values of a wrong type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ConfigError(f"{kls.__name__} has no field `{unknown[0]}`; it has {', '.join(fields)}.")
+    given = {}
+    default = kls()
+    for name, value in values.items():
+        current = getattr(default, name)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{kls.__name__} `{name}` must be a mapping, but is {value!r} instead.")
+            given[name] = from_dict(type(current), value)
+        elif isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+            given[name] = float(value)
+        elif type(value) is type(current):
+            given[name] = value
+        else:
+            raise ConfigError(f"{kls.__name__} `{name}` must be {type(current).__name__}, but is {value!r} instead.")
+    return kls(**given)
