@@ -1,0 +1,58 @@
+"""Density Adaptive Attention gates (DAAM): loud where a step is typical of its clip, quiet where it stands out.
+
+Paper, section 3.2; mechanism from arXiv 2401.11143.
+
+    B clips   C channels   L steps   K Gaussians
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DaamGate(nn.Module):
+    """Scales each step by 1 + alpha * density, the density of a learned projection under a mixture of K Gaussians.
+
+    The mixture stands on the clip's own statistics: component k has its mean at (clip mean + offset_k) and the deviation
+    (clip deviation * sigma_k), sigma_k = softplus(nu_k) + 1e-3. Statistics are taken over the clip's own steps only. Costs
+    C + 1 + 2K + 1 parameters.
+    """
+
+    VARIANCE_FLOOR = 1e-6
+
+    def __init__(self, channels: int, num_gaussians: int = 4) -> None:
+        super().__init__()
+        self.project = nn.Conv1d(channels, 1, 1)
+        self.offset = nn.Parameter(torch.zeros(num_gaussians))
+        self.nu = nn.Parameter(torch.full((num_gaussians,), math.log(0.5)))
+        self.alpha = nn.Parameter(torch.tensor(0.05))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Gates x.
+
+        :param x: [B, C, L].
+        :param mask: Bool [B, L], True on a clip's own steps; None if every step is.
+        :returns: Gated x [B, C, L] and the gate [B, L] (float32, zero outside the mask).
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            score = F.conv1d(x.float(), self.project.weight.float(), self.project.bias.float()).squeeze(1)  # [B, L]
+            gate = self._density(score, mask)
+            gated = x.float() * (1.0 + self.alpha.float() * gate)[:, None, :]
+        return gated.to(x.dtype), gate
+
+    def _density(self, score: Tensor, mask: Tensor | None) -> Tensor:
+        """Mixture density of each score [B, L] against its own clip, paper equations 3 to 6."""
+        real = torch.ones_like(score) if mask is None else mask.to(score.dtype)
+        count = real.sum(1, keepdim=True).clamp_min(1.0)
+        mean = (score * real).sum(1, keepdim=True) / count
+        variance = ((score - mean).square() * real).sum(1, keepdim=True) / count
+        deviation = variance.clamp_min(self.VARIANCE_FLOOR).sqrt()
+        sigma = F.softplus(self.nu.float()) + 1e-3  # [K]
+        z = ((score - mean)[..., None] - self.offset.float()) / (deviation[..., None] * sigma)  # [B, L, K]
+        log_density = -0.5 * z.square() - sigma.log() - 0.5 * math.log(2.0 * math.pi)
+        gate = torch.exp(torch.logsumexp(log_density, dim=-1) - math.log(sigma.numel()))
+        return gate * real

@@ -1,0 +1,124 @@
+"""Layers that encoder and generator share: masks, SnakeBeta, residual blocks, channel norm, initialisation.
+
+    B clips   C channels   L steps at the rate of the layer
+
+Every layer that looks beyond one step takes `mask` [B, L] (True on a clip's own steps) and treats what lies outside as
+zeros, so that a clip gives the same output alone and padded in a batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def sequence_mask(lengths: Tensor, size: int) -> Tensor:
+    """Bool [B, size], True where the step index is below `lengths` [B]."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Zeroes the steps of x [B, C, L] outside `mask` [B, L]; a mask of None means that every step is real."""
+    return x if mask is None else x * mask[:, None, :].to(x.dtype)
+
+
+class SnakeBeta(nn.Module):
+    """Periodic activation x + min(1 / a, 10) sin²(a x) with a = softplus(raw) + 0.01 for each channel (arXiv 2006.08195)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, L] -> [B, C, L]."""
+        alpha = (F.softplus(self.raw) + 1e-2)[:, None]
+        return x + alpha.reciprocal().clamp_max(10.0) * torch.sin(alpha * x).square()
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each step: no statistics over time, so a step does not feel the clip's far end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, L] -> [B, C, L]."""
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise conv over time, norm, pointwise pair with GELU, scaled residual (arXiv 2201.03545).
+
+    Nearly all of its multiplications are in two dense products, which CPUs and GPUs run at their full rate; the residual
+    scale starts small, so that a deep stack passes the signal on unchanged.
+    """
+
+    def __init__(self, channels: int, expansion: int, kernel: int = 7, scale: float = 0.1) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.up = nn.Linear(channels, expansion * channels)
+        self.down = nn.Linear(expansion * channels, channels)
+        self.scale = nn.Parameter(torch.full((channels,), scale))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, C, L] -> [B, C, L]; steps outside `mask` [B, L] are zero in the output."""
+        h = self.depthwise(apply_mask(x, mask)).transpose(1, 2)
+        h = self.scale * self.down(F.gelu(self.up(self.norm(h))))
+        return apply_mask(x + h.transpose(1, 2), mask)
+
+
+def dilated_conv(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """`conv` (stride 1, odd kernel, "same" length) on x [B, C, L], without the taps that can only see padding.
+
+    A tap that looks d steps aside multiplies zeros wherever |d| >= L: for the paper's dilations, up to 78,125, most clips
+    are shorter than that. Where only the centre tap is left the convolution is one dense product of a third of the cost;
+    the result is the same.
+    """
+    kernel, dilation, length = conv.kernel_size[0], conv.dilation[0], x.shape[-1]
+    reach = min(kernel // 2, (length - 1) // dilation)  # taps on each side that can meet a sample
+    if reach == kernel // 2:
+        return conv(x)
+    centre = kernel // 2
+    weight = conv.weight[:, :, centre - reach : centre + reach + 1]
+    return F.conv1d(x, weight, conv.bias, padding=reach * dilation, dilation=dilation)
+
+
+class HifiGanResBlock(nn.Module):
+    """Three pairs of convolutions, dilated then plain, each pair with a residual (HiFi-GAN, arXiv 2010.05646)."""
+
+    def __init__(self, channels: int, kernel: int, dilations: list[int]) -> None:
+        super().__init__()
+        self.dilated = nn.ModuleList(
+            nn.Conv1d(channels, channels, kernel, dilation=d, padding=(kernel - 1) * d // 2) for d in dilations
+        )
+        self.plain = nn.ModuleList(nn.Conv1d(channels, channels, kernel, padding=kernel // 2) for _ in dilations)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, C, L] -> [B, C, L]; steps outside `mask` [B, L] are zero in the output."""
+        for dilated, plain in zip(self.dilated, self.plain):
+            assert isinstance(dilated, nn.Conv1d)
+            h = dilated_conv(apply_mask(F.leaky_relu(x, 0.1), mask), dilated)
+            h = plain(apply_mask(F.leaky_relu(h, 0.1), mask))
+            x = x + h
+        return apply_mask(x, mask)
+
+
+def init_weights(module: nn.Module, how: str) -> None:
+    """Initialises every convolution and linear layer below `module`; biases become zero.
+
+    `trunc_normal`: std 0.02 whatever the width (the paper's code; on raw samples the signal fades stage by stage).
+    `scaled`: std 1 / sqrt(fan-in), which keeps the amplitude through the stack.
+    """
+    for m in module.modules():
+        if not isinstance(m, (nn.Linear, nn.Conv1d, nn.ConvTranspose1d)):
+            continue
+        if how == "trunc_normal":
+            std = 0.02
+        elif isinstance(m, nn.ConvTranspose1d):  # each output step is met by kernel / stride taps of every input channel
+            std = 1.0 / math.sqrt(m.in_channels * m.kernel_size[0] / m.stride[0] / m.groups)
+        else:
+            std = 1.0 / math.sqrt(m.weight[0].numel())
+        nn.init.trunc_normal_(m.weight, std=std, a=-3 * std, b=3 * std)
+        if m.bias is not None:
+            nn.init.zeros_(m.bias)
