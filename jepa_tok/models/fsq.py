@@ -1,0 +1,130 @@
+"""Finite scalar quantisation of latent frames (arXiv 2309.15505; arXiv 2512.07168, section 3.3).
+
+z is bounded to (-1, 1), which L equal bins divide; level k stands for the middle of its bin, -1 + (2k + 1) / L: four
+levels are -.75, -.25, .25 and .75. Always in float32 and outside autocast: float16 holds integers to 2048, bfloat16 to
+256, and a bin's edge must lie at the same place whatever the dtype of the model around it.
+
+    B clips   T frames   D dimensions   G tokens of a frame   L levels
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jepa_tok import packing
+from jepa_tok.config import QuantizerConfig
+from jepa_tok.errors import ConfigError, TokenError
+
+EVEN_SCALE = math.atanh(0.5) / 0.67448975
+"""tanh(EVEN_SCALE * x) has its quartiles at -.5, 0 and .5 for x ~ N(0, 1): four levels are used evenly."""
+
+_EPS = 1e-5
+
+
+class FSQ(nn.Module):
+    """Bounds, rounds and packs latent frames; `bound` is `tanh` (paper) or `norm`.
+
+    `norm` normalises each frame over its D dimensions, applies a learned scale and bias per dimension, then tanh: z of any
+    size uses the levels evenly, where tanh alone saturates on large z and leaves the outer levels unused on small z. A
+    frame's statistics are its own, so codes depend on nothing but the frame. Padded frames get codes too: mask them.
+    """
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        config.check()
+        if config.bound not in ("tanh", "norm"):
+            raise ConfigError(f"quantizer `bound` must be `tanh` or `norm`, but is `{config.bound}` instead.")
+        if config.bound == "norm" and config.dim < 2:
+            raise ConfigError(
+                "quantizer `bound` must be `tanh` for `dim` 1, but is `norm` instead (one value has no spread)."
+            )
+        self.config = config
+        self.radices = config.radices
+        self.scale: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
+        if config.bound == "norm":
+            self.scale = nn.Parameter(torch.empty(config.dim, dtype=torch.float32))
+            self.bias = nn.Parameter(torch.empty(config.dim, dtype=torch.float32))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets `norm`'s scale so that the levels are used evenly for z ~ N(0, 1)."""
+        if self.scale is not None and self.bias is not None:
+            nn.init.constant_(self.scale, EVEN_SCALE)
+            nn.init.zeros_(self.bias)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z [B, T, D] -> (values float32 [B, T, D] in (-1, 1), codes int64 [B, T, D]).
+
+        Gradients pass the rounding unchanged and then the bound, so that they fade where tanh is flat.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            bounded = self.bound(z)
+            codes = self._round(bounded)
+            values = self._values(codes)
+            return values + (bounded - bounded.detach()), codes  # adds exactly zero: the values stay those of the codes
+
+    def quantize(self, z: Tensor) -> Tensor:
+        """z [..., D] -> codes int64 [..., D]."""
+        with torch.autocast(z.device.type, enabled=False):
+            return self._round(self.bound(z))
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """codes [..., D] -> values float32 [..., D]; raises TokenError for codes out of range or of a wrong shape."""
+        if codes.shape[-1:] != (self.config.dim,):
+            raise TokenError(
+                f"`codes` must have {self.config.dim} values on the last axis, but has shape {list(codes.shape)} instead."
+            )
+        packing.check_range(codes, self.radices, "codes")
+        return self._values(codes)
+
+    def pack(self, codes: Tensor) -> Tensor:
+        """codes [..., D] -> tokens int64 [..., G]."""
+        return packing.pack(codes, self.radices, self.config.group_size)
+
+    def unpack(self, tokens: Tensor) -> Tensor:
+        """tokens [..., G] -> codes int64 [..., D]."""
+        return packing.unpack(tokens, self.radices, self.config.group_size)
+
+    def bound(self, z: Tensor) -> Tensor:
+        """z [..., D] -> float32 [..., D] in [-1, 1], what is rounded."""
+        z = z.float()
+        if self.scale is None or self.bias is None:
+            return torch.tanh(z)
+        z = z - z.mean(-1, keepdim=True)
+        z = z * torch.rsqrt(z.square().mean(-1, keepdim=True) + _EPS)
+        return torch.tanh(z * self.scale.float() + self.bias.float())
+
+    def _round(self, bounded: Tensor) -> Tensor:
+        levels = self._levels(bounded.device)
+        codes = ((bounded + 1) * 0.5 * levels).floor().to(torch.int64)
+        return torch.minimum(codes.clamp(min=0), levels - 1)  # float32's tanh reaches 1 itself
+
+    def _values(self, codes: Tensor) -> Tensor:
+        return (2 * codes + 1).float() / self._levels(codes.device) - 1
+
+    def _levels(self, device: torch.device) -> Tensor:
+        # Made on each call: a buffer would be one more thing for meta devices, dtype casts and sharding to lose.
+        if len(set(self.radices)) == 1:
+            return torch.full((), self.radices[0], dtype=torch.int64, device=device)
+        return torch.tensor(self.radices, dtype=torch.int64, device=device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves to a device as any module does, but stays in float32 where the model is cast to another dtype."""
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+    def extra_repr(self) -> str:
+        """One line for `print(model)`."""
+        levels = sorted(set(self.radices))
+        shown = levels[0] if len(levels) == 1 else f"{levels[0]}..{levels[-1]}"
+        return f"dim={self.config.dim}, levels={shown}, bound={self.config.bound}, group_size={self.config.group_size}"
