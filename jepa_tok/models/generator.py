@@ -1,0 +1,232 @@
+"""Generator: latent frames to a waveform (paper, section 3.4; HiFi-GAN, arXiv 2010.05646; Vocos, arXiv 2306.00814).
+
+    B clips   T frames   D latent dimensions   C channels   L steps at the rate of a stage   S samples   N = n_fft
+
+A 1x1 projection, upsampling stages that mirror the encoder's strides, and a head that ends at the sample rate: either a
+convolution at 24 kHz (paper) or an inverse STFT, which spends nothing per sample. Lengths go all the way: a clip decodes
+to the same samples alone and padded in a batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepa_tok.config import GeneratorConfig
+from jepa_tok.errors import ConfigError
+from jepa_tok.models.conformer import ConformerBlock
+from jepa_tok.models.daam import DaamGate
+from jepa_tok.models.layers import (
+    ChannelNorm,
+    ConvNeXtBlock,
+    HifiGanResBlock,
+    SnakeBeta,
+    apply_mask,
+    init_weights,
+    sequence_mask,
+)
+
+MAX_LOG_MAGNITUDE = math.log(100.0)
+"""Ceiling of the `istft` head's log-magnitudes: exp() of an untrained layer must not reach infinity (Vocos)."""
+
+CONFORMER_KERNEL = 15
+"""Depthwise kernel of the Conformer blocks in `stage_conformers`, in steps."""
+
+
+class Generator(nn.Module):
+    """Projection, upsampling stages, head.
+
+    :param config: Shapes; its defaults are the paper's generator of 69,291,649 parameters.
+    :raises ConfigError: Fields of `config` contradict each other.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        config.check()
+        _check(config)
+        self.config = config
+        self.project = nn.Conv1d(config.latent_dim, config.input_channels, 1)
+        widths = [config.input_channels, *config.channels]
+        self.stages = nn.ModuleList(UpStage(config, i, widths[i], widths[i + 1]) for i in range(len(config.strides)))
+        self.head: nn.Module
+        if config.head == "istft":
+            self.head = IstftHead(widths[-1], config.n_fft, config.head_hop)
+        else:
+            self.head = WaveHead(widths[-1])
+        # std 0.02 is the paper's; through a deep stack without its weights' training it fades, so `convnext` is scaled.
+        init_weights(self, "trunc_normal" if config.block == "mrf" else "scaled")
+
+    @property
+    def hop(self) -> int:
+        """Samples per latent frame."""
+        return self.config.hop
+
+    def forward(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Decodes latent frames.
+
+        :param latents: [B, T, D], any float dtype; values from `FSQ` lie in (-1, 1).
+        :param lengths: Frames of each clip [B]; None if each has T.
+        :returns: wave [B, T * hop] float32, zero from lengths * hop on. `wave` head: in (-1, 1); `istft` head: unbounded.
+        """
+        x = latents.transpose(1, 2).to(self.project.weight.dtype)  # [B, D, T]
+        mask = None if lengths is None else sequence_mask(lengths.to(x.device), x.shape[-1])
+        x = apply_mask(self.project(x), mask)  # [B, C, T]
+        for stage in self.stages:
+            x, mask = stage(x, mask)  # [B, C, L], [B, L]
+        return self.head(x, mask)
+
+
+class UpStage(nn.Module):
+    """SnakeBeta, transposed convolution, residual blocks, optionally Conformer blocks and a DAAM gate.
+
+    The transposed convolution has kernel 2s and padding s // 2; for odd s it yields one step too many, which is cut, so
+    that L steps become exactly s * L and step i stays above its own s steps.
+    """
+
+    def __init__(self, config: GeneratorConfig, index: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.stride = config.strides[index]
+        self.act = SnakeBeta(in_channels)
+        self.up = nn.ConvTranspose1d(
+            in_channels, out_channels, 2 * self.stride, stride=self.stride, padding=self.stride // 2
+        )
+        self.blocks = nn.ModuleList(
+            Mrf(out_channels, config.kernels, config.dilations)
+            if config.block == "mrf"
+            else ConvNeXtBlock(out_channels, config.expansion)
+            for _ in range(config.blocks[index])
+        )
+        self.conformers = nn.ModuleList(
+            ConformerBlock(out_channels, config.conformer_heads, kernel=CONFORMER_KERNEL, norm="step", dropout=0.0)
+            for _ in range(config.stage_conformers[index])
+        )
+        self.gate = DaamGate(out_channels) if config.daam else None
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """[B, C, L], [B, L] -> [B, C', s * L], [B, s * L]; steps outside the mask are zero."""
+        size = x.shape[-1] * self.stride
+        x = self.up(apply_mask(self.act(x), mask))[..., :size]
+        mask = None if mask is None else mask.repeat_interleave(self.stride, dim=1)
+        x = apply_mask(x, mask)
+        for block in self.blocks:
+            x = block(x, mask)
+        if len(self.conformers):
+            h = x.transpose(1, 2)
+            for conformer in self.conformers:
+                h = conformer(h, mask)
+            x = h.transpose(1, 2)
+        if self.gate is not None:
+            x, _ = self.gate(x, mask)
+        return x, mask
+
+
+class Mrf(nn.Module):
+    """Multi-receptive-field fusion: the mean of residual blocks of several kernels (HiFi-GAN, section 2.2)."""
+
+    def __init__(self, channels: int, kernels: list[int], dilations: list[int]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(HifiGanResBlock(channels, kernel, dilations) for kernel in kernels)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, C, L] -> [B, C, L]."""
+        total = self.branches[0](x, mask)
+        for branch in list(self.branches)[1:]:
+            total = total + branch(x, mask)
+        return total / len(self.branches)
+
+
+class WaveHead(nn.Module):
+    """Conv1d k7 to one channel, tanh (HiFi-GAN)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.out = nn.Conv1d(channels, 1, 7, padding=3)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, C, S] -> [B, S] float32."""
+        wave = torch.tanh(self.out(apply_mask(x, mask)).float()).squeeze(1)
+        return wave if mask is None else wave * mask
+
+
+class IstftHead(nn.Module):
+    """Magnitude and phase of a spectrogram from each step, inverse STFT (Vocos, section 3).
+
+    One dense product per step takes the place of all layers at 24 kHz. The phase is the angle of an unconstrained
+    number through its cosine and sine, so that it wraps by itself.
+    """
+
+    def __init__(self, channels: int, n_fft: int, hop: int) -> None:
+        super().__init__()
+        self.n_fft, self.hop = n_fft, hop
+        self.norm = ChannelNorm(channels)
+        self.out = nn.Conv1d(channels, n_fft + 2, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, C, L] -> [B, L * hop] float32."""
+        # Nothing below is on autocast's list of what may run in half precision: from .float() on, all is float32.
+        log_magnitude, phase = self.out(self.norm(x)).float().chunk(2, dim=1)  # [B, N / 2 + 1, L] each
+        magnitude = log_magnitude.clamp_max(MAX_LOG_MAGNITUDE).exp()
+        return istft(torch.complex(magnitude * phase.cos(), magnitude * phase.sin()), self.n_fft, self.hop, mask)
+
+
+def istft(spectrum: Tensor, n_fft: int, hop: int, mask: Tensor | None = None) -> Tensor:
+    """Inverse STFT (Hann window, least squares) whose step i is centred on samples [i * hop, (i + 1) * hop).
+
+    Inverse of `stft`: windowed inverse FFTs are overlapped, added and divided by the sum of squared windows. That sum is
+    each clip's own: where a clip ends, no window of the padding behind it counts.
+
+    :param spectrum: complex [B, N / 2 + 1, L].
+    :param mask: Bool [B, L], True on a clip's own steps; None if every step is.
+    :returns: wave [B, L * hop], zero past a clip's own steps.
+    """
+    window = torch.hann_window(n_fft, device=spectrum.device)
+    frames = torch.fft.irfft(spectrum, n=n_fft, dim=1).transpose(1, 2) * window  # [B, L, N]
+    envelope = window.square().expand(1, frames.shape[1], n_fft)  # [1, L, N]
+    if mask is not None:
+        frames, envelope = frames * mask[..., None], envelope * mask[..., None]
+    start, size = (n_fft - hop) // 2, frames.shape[1] * hop
+    wave = _overlap_add(frames, hop)[:, start : start + size]
+    envelope = _overlap_add(envelope, hop)[:, start : start + size]
+    if mask is not None:  # windows reach past the clip's last sample
+        wave = wave * mask.repeat_interleave(hop, dim=1)
+    return wave / envelope.clamp_min(1e-8)
+
+
+def stft(wave: Tensor, n_fft: int, hop: int) -> Tensor:
+    """STFT on the grid of `istft`: wave [B, L * hop] -> complex [B, N / 2 + 1, L], zeros beyond both ends."""
+    before = (n_fft - hop) // 2
+    padded = F.pad(wave, (before, n_fft - hop - before))
+    window = torch.hann_window(n_fft, device=wave.device)
+    return torch.stft(padded, n_fft, hop, window=window, center=False, return_complex=True)
+
+
+def _overlap_add(frames: Tensor, hop: int) -> Tensor:
+    """Adds frames [B, L, N] at multiples of `hop`: [B, at least (L - 1) * hop + N].
+
+    Frames are cut into pieces of one hop, so that a few shifted additions do it: unlike a scatter, the order of additions
+    is fixed on every device.
+    """
+    pieces = math.ceil(frames.shape[-1] / hop)
+    frames = F.pad(frames, (0, pieces * hop - frames.shape[-1])).unflatten(-1, (pieces, hop))  # [B, L, pieces, hop]
+    total = F.pad(frames[:, :, 0], (0, 0, 0, pieces - 1))  # [B, L + pieces - 1, hop]
+    for i in range(1, pieces):
+        total = total + F.pad(frames[:, :, i], (0, 0, i, pieces - 1 - i))
+    return total.flatten(1)
+
+
+def _check(config: GeneratorConfig) -> None:
+    """Rules that only the modules here know."""
+    if config.head == "istft" and (config.n_fft % 2 or config.n_fft < 2 * config.head_hop):
+        raise ConfigError(
+            f"generator `n_fft` must be even and at least twice `head_hop` ({config.head_hop}), but is {config.n_fft} instead."
+        )
+    if any(kernel % 2 == 0 for kernel in config.kernels):
+        raise ConfigError(f"generator `kernels` must be odd, but are {config.kernels} instead.")
+    for i, (width, layers) in enumerate(zip(config.channels, config.stage_conformers)):
+        if layers and width % config.conformer_heads:
+            raise ConfigError(
+                f"generator `channels[{i}]` must be a multiple of `conformer_heads` ({config.conformer_heads}), but is {width} instead."
+            )
