@@ -413,14 +413,14 @@ def _mel_tokenizer(
 
 def _base() -> TokenizerConfig:
     return _mel_tokenizer(
-        "base", front=192, channels=[192, 384, 512, 640, 768], blocks=[3, 5, 5, 3, 3], attention=3, conformers=4,
+        "base", front=256, channels=[256, 448, 576, 640, 768], blocks=[4, 6, 5, 3, 3], attention=3, conformers=4,
         decoder=[768, 640, 640, 640, 640], decoder_blocks=[3, 3, 4, 9], decoder_attention=3,
     )  # fmt: skip
 
 
 def _small() -> TokenizerConfig:
     return _mel_tokenizer(
-        "small", front=96, channels=[96, 192, 256, 320, 512], blocks=[2, 3, 3, 2, 2], attention=1, conformers=2,
+        "small", front=128, channels=[128, 224, 288, 320, 512], blocks=[3, 4, 4, 2, 2], attention=1, conformers=2,
         decoder=[512, 320, 320, 320, 320], decoder_blocks=[2, 2, 3, 8], decoder_attention=1,
     )  # fmt: skip
 
@@ -482,11 +482,11 @@ def from_dict(kls: type[C], values: Mapping[str, Any]) -> C:
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise ConfigError(f"{kls.__name__} has no field `{unknown[0]}`; it has {', '.join(fields)}.")
-    given = {}
+    given: dict[str, Any] = {}
     default = kls()
     for name, value in values.items():
         current = getattr(default, name)
-        if dataclasses.is_dataclass(current):
+        if dataclasses.is_dataclass(current) and not isinstance(current, type):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{kls.__name__} `{name}` must be a mapping, but is {value!r} instead.")
             given[name] = from_dict(type(current), value)

@@ -1,6 +1,6 @@
 """Conformer block (arXiv 2005.08100) as the paper uses it, with masks.
 
-    B clips   T steps   D dimensions   H heads
+B clips   T steps   D dimensions   H heads
 """
 
 from __future__ import annotations

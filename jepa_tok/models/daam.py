@@ -39,7 +39,9 @@ class DaamGate(nn.Module):
         :returns: Gated x [B, C, L] and the gate [B, L] (float32, zero outside the mask).
         """
         with torch.autocast(x.device.type, enabled=False):
-            score = F.conv1d(x.float(), self.project.weight.float(), self.project.bias.float()).squeeze(1)  # [B, L]
+            weight, bias = self.project.weight, self.project.bias
+            assert bias is not None
+            score = F.conv1d(x.float(), weight.float(), bias.float()).squeeze(1)  # [B, L]
             gate = self._density(score, mask)
             gated = x.float() * (1.0 + self.alpha.float() * gate)[:, None, :]
         return gated.to(x.dtype), gate

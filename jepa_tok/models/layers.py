@@ -115,7 +115,9 @@ def init_weights(module: nn.Module, how: str) -> None:
             continue
         if how == "trunc_normal":
             std = 0.02
-        elif isinstance(m, nn.ConvTranspose1d):  # each output step is met by kernel / stride taps of every input channel
+        elif isinstance(
+            m, nn.ConvTranspose1d
+        ):  # each output step is met by kernel / stride taps of every input channel
             std = 1.0 / math.sqrt(m.in_channels * m.kernel_size[0] / m.stride[0] / m.groups)
         else:
             std = 1.0 / math.sqrt(m.weight[0].numel())

@@ -1,0 +1,209 @@
+"""Encoder: 24 kHz waveform to latent frames, 2.5 a second (paper, section 3.1; layout by config).
+
+    B clips   S samples   C channels   L steps inside the stack   T frames   D latent dimensions
+
+Data flow: front (samples or log-mel) -> strided stages (conv, SnakeBeta, residual blocks, DAAM gate, Conformers) -> 1x1
+to D -> Conformers. After every stride s a clip of L steps has ceil(L / s), which chains to T = ceil(S / hop); steps past a
+clip's end are zeros everywhere, so padding never reaches a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepa_tok.config import EncoderConfig
+from jepa_tok.models.conformer import ConformerBlock
+from jepa_tok.models.daam import DaamGate
+from jepa_tok.models.layers import (
+    ChannelNorm,
+    ConvNeXtBlock,
+    HifiGanResBlock,
+    SnakeBeta,
+    apply_mask,
+    init_weights,
+    sequence_mask,
+)
+from jepa_tok.models.logmel import LogMel
+
+
+@dataclass
+class EncoderOutput:
+    """What the encoder hears in a batch."""
+
+    latents: Tensor
+    """[B, T, D], zero past each clip's frames."""
+
+    lengths: Tensor
+    """Frames of each clip, int64 [B]."""
+
+    gates: list[Tensor] | None = None
+    """DAAM gate of each stage, [B, L of that stage], where asked for."""
+
+
+class WaveFront(nn.Module):
+    """Fixed gain and Conv1d k7 at the sample rate (paper)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.gain = config.input_gain
+        self.conv = nn.Conv1d(1, config.front_channels, 7, padding=3)
+
+    def forward(self, wave: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, S], zero outside each clip -> [B, C, S]."""
+        x = (self.gain * wave).to(self.conv.weight.dtype)
+        return self.conv(x[:, None, :])
+
+
+class MelFront(nn.Module):
+    """Log-mel filterbank and Conv1d k3 at `front_hop`: the work of the costliest stages for a hundredth of their price."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.logmel = LogMel(config.sample_rate, config.n_fft, config.front_hop, config.n_mels)
+        self.conv = nn.Conv1d(config.n_mels, config.front_channels, 3, padding=1)
+
+    def forward(self, wave: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, S], zero outside each clip; mask [B, L] of its steps -> [B, C, L], L = ceil(S / front_hop)."""
+        mel = self.logmel(wave).to(self.conv.weight.dtype).transpose(1, 2)
+        return self.conv(apply_mask(mel, mask))  # padding holds log-silence, where a clip alone meets zeros
+
+
+class StridedConv(nn.Conv1d):
+    """Conv of kernel 2s and stride s (kernel 3 at stride 1) that turns L steps into exactly ceil(L / s)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__(channels_in, channels_out, 2 * stride if stride > 1 else 3, stride=stride)
+        self.left = max(stride // 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, L] -> [B, C', ceil(L / s)]."""
+        length, kernel, stride = x.shape[-1], self.kernel_size[0], self.stride[0]
+        steps = -(-length // stride)
+        return super().forward(F.pad(x, (self.left, (steps - 1) * stride + kernel - length - self.left)))
+
+
+class EncoderStage(nn.Module):
+    """Strided conv, SnakeBeta, residual blocks, DAAM gate, Conformers."""
+
+    def __init__(self, config: EncoderConfig, index: int) -> None:
+        super().__init__()
+        channels_in = config.channels[index - 1] if index else config.front_channels
+        channels = config.channels[index]
+        # Norms between stages belong to the `convnext` layout: they hold the amplitude without looking along the clip.
+        self.norm = ChannelNorm(channels_in) if config.block == "convnext" and index > 0 else nn.Identity()
+        self.conv = StridedConv(channels_in, channels, config.strides[index])
+        self.snake = SnakeBeta(channels)
+        self.blocks = nn.ModuleList(
+            HifiGanResBlock(channels, 3, [1, 3**i, 5**i])
+            if config.block == "hifigan"
+            else ConvNeXtBlock(channels, config.expansion)
+            for i in range(config.blocks[index])
+        )
+        self.gate = DaamGate(channels, config.num_gaussians) if config.daam else None
+        self.conformers = nn.ModuleList(
+            ConformerBlock(
+                channels, config.conformer_heads, config.conformer_kernel, config.conformer_norm, config.dropout
+            )
+            for _ in range(config.stage_conformers[index])
+        )
+
+    def forward(self, x: Tensor, mask_in: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Runs the stage.
+
+        :param x: [B, C, L].
+        :param mask_in: Bool [B, L] of the input's own steps; None if all are.
+        :param mask: Bool [B, L'] of the output's own steps, L' = ceil(L / s).
+        :returns: [B, C', L'] and the gate [B, L'] (None without DAAM).
+        """
+        x = self.snake(self.conv(apply_mask(self.norm(x), mask_in)))
+        for block in self.blocks:
+            x = block(x, mask)
+        gate = None
+        if self.gate is not None:
+            x, gate = self.gate(x, mask)
+        if len(self.conformers):
+            h = x.transpose(1, 2)
+            for conformer in self.conformers:
+                h = conformer(h, mask)
+            x = h.transpose(1, 2)
+        return x, gate
+
+
+class Encoder(nn.Module):
+    """The whole encoder; see the module's docstring for the data flow."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        config.check()
+        self.config = config
+        self.front = WaveFront(config) if config.front == "wave" else MelFront(config)
+        self.stages = nn.ModuleList(EncoderStage(config, i) for i in range(len(config.strides)))
+        self.project = nn.Conv1d(config.channels[-1], config.latent_dim, 1)
+        self.conformers = nn.ModuleList(
+            ConformerBlock(
+                config.latent_dim,
+                config.conformer_heads,
+                config.conformer_kernel,
+                config.conformer_norm,
+                config.dropout,
+            )
+            for _ in range(config.conformers)
+        )
+        init_weights(self, config.init)
+
+    def num_frames(self, samples: Tensor) -> Tensor:
+        """Frames of clips of `samples` samples: ceil(S / hop)."""
+        return -(-samples // self.config.hop)
+
+    def forward(
+        self,
+        wave: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        mask_embedding: Tensor | None = None,
+        return_gates: bool = False,
+    ) -> EncoderOutput:
+        """Encodes a batch.
+
+        :param wave: Samples in [-1, 1], [B, S] with S >= 1.
+        :param lengths: Samples of each clip, [B]; None if all have S.
+        :param mask: Bool [B, T], True where the encoder must not hear: samples under those frames are zeroed, and after
+            the front the steps under them become `mask_embedding` (masking at the input).
+        :param mask_embedding: [C of the front]; zeros if None.
+        """
+        clips, size = wave.shape
+        if lengths is None:
+            lengths = torch.full((clips,), size, dtype=torch.int64, device=wave.device)
+        # Masks are needed in every batch, full ones too: a clip then runs the same operations alone and in company.
+        wave = wave * sequence_mask(lengths, size)
+        hop, rate = self.config.hop, self.config.front_hop
+        if mask is not None:
+            wave = wave.masked_fill(mask.repeat_interleave(hop, dim=1)[:, :size], 0.0)
+
+        lengths = -(-lengths // rate)
+        steps = -(-size // rate)
+        heard = sequence_mask(lengths, steps)
+        x = self.front(wave, heard)  # [B, C, L]
+        if mask is not None:
+            hidden = mask.repeat_interleave(hop // rate, dim=1)[:, None, :steps]
+            fill = x.new_zeros(()) if mask_embedding is None else mask_embedding[:, None].to(x.dtype)
+            x = torch.where(hidden, fill, x)
+
+        gates: list[Tensor] = []
+        for stage, stride in zip(self.stages, self.config.strides):
+            lengths = -(-lengths // stride)
+            steps = -(-steps // stride)
+            heard_in, heard = heard, sequence_mask(lengths, steps)
+            x, gate = stage(x, heard_in, heard)
+            if return_gates and gate is not None:
+                gates.append(gate)
+
+        z = apply_mask(self.project(x), heard).transpose(1, 2)  # [B, T, D]
+        for conformer in self.conformers:
+            z = conformer(z, heard)
+        return EncoderOutput(z, lengths, gates if return_gates else None)

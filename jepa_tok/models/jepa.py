@@ -1,0 +1,147 @@
+"""Stage 1: joint-embedding predictive architecture on latent frames (paper, section 3.1).
+
+An online encoder and an EMA copy of it (the target) hear the clip; a predictor completes the masked frames; the loss is the
+mean squared error to the target's frames. Where masking takes place (`feature` or `input`) and whether a mel anchor holds z
+to the sound is configuration; the published objective is `feature` without anchor.
+
+    B clips   S samples   T frames   D latent dimensions
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from jepa_tok.config import EncoderConfig, JepaConfig, PredictorConfig
+from jepa_tok.models.anchor import MelAnchor
+from jepa_tok.models.conformer import ConformerBlock
+from jepa_tok.models.encoder import Encoder
+from jepa_tok.models.layers import init_weights, sequence_mask
+from jepa_tok.models.masking import sample_span_mask
+
+
+@dataclass
+class JepaOutput:
+    """Losses (scalars, float32) and frames of one batch."""
+
+    loss: Tensor
+    """prediction_loss + anchor_weight * anchor_loss."""
+
+    prediction_loss: Tensor
+    """Mean squared error over masked frames and dimensions."""
+
+    anchor_loss: Tensor
+    """KL in nats per sub-frame; 0 without anchor."""
+
+    latents: Tensor
+    """Frames of the online encoder [B, T, D]."""
+
+    targets: Tensor
+    """Frames of the target encoder [B, T, D], normalised as the config says."""
+
+    predictions: Tensor
+    """Frames of the predictor [B, T, D]."""
+
+    frame_lengths: Tensor
+    """Frames of each clip [B]."""
+
+
+class Predictor(nn.Module):
+    """1x1 up, GELU, Conformer, then (1x1, GELU, Conformer) for each further layer, 1x1 down."""
+
+    def __init__(self, config: PredictorConfig, encoder: EncoderConfig) -> None:
+        super().__init__()
+        self.up = nn.ModuleList(
+            nn.Linear(config.dim if i else encoder.latent_dim, config.dim) for i in range(config.layers)
+        )
+        self.conformers = nn.ModuleList(
+            ConformerBlock(config.dim, config.heads, encoder.conformer_kernel, encoder.conformer_norm, encoder.dropout)
+            for _ in range(config.layers)
+        )
+        self.down = nn.Linear(config.dim, encoder.latent_dim)
+        init_weights(self, encoder.init)
+
+    def forward(self, z: Tensor, valid: Tensor) -> Tensor:
+        """[B, T, D], valid [B, T] -> [B, T, D]."""
+        for up, conformer in zip(self.up, self.conformers):
+            z = conformer(F.gelu(up(z)), valid)
+        return self.down(z)
+
+
+class Jepa(nn.Module):
+    """Online encoder, target encoder, predictor and, by config, the mel anchor."""
+
+    def __init__(self, config: JepaConfig) -> None:
+        super().__init__()
+        config.check()
+        self.config = config
+        self.encoder = Encoder(config.encoder)
+        self.predictor = Predictor(config.predictor, config.encoder)
+        self.mask_token = nn.Parameter(torch.empty(config.encoder.latent_dim))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.mask_embedding: nn.Parameter | None = None
+        if config.mask.place == "input":
+            self.mask_embedding = nn.Parameter(torch.zeros(config.encoder.front_channels))
+        self.anchor = MelAnchor(config.anchor, config.encoder) if config.anchor.clusters else None
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module's, but the target stays in eval mode: dropout would move what is to be predicted."""
+        super().train(mode)
+        self.target_encoder.eval()
+        return self
+
+    def sample_mask(self, lengths: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draws the mask of a batch: frames [B] -> bool [B, T], True where masked."""
+        return sample_span_mask(lengths, self.config.mask, generator)
+
+    def forward(self, wave: Tensor, lengths: Tensor, mask: Tensor, anchor_weight: float = 0.0) -> JepaOutput:
+        """Predicts the target's masked frames.
+
+        :param wave: Samples in [-1, 1], [B, S].
+        :param lengths: Samples of each clip [B].
+        :param mask: Bool [B, T] from `sample_mask`.
+        :param anchor_weight: Weight of the anchor's KL.
+        """
+        at_input = self.mask_embedding is not None
+        online = self.encoder(wave, lengths, mask=mask if at_input else None, mask_embedding=self.mask_embedding)
+        z, valid = online.latents, sequence_mask(online.lengths, online.latents.shape[1])
+        with torch.no_grad():
+            targets = self.target_encoder(wave, lengths).latents.float()
+            if self.config.target_norm == "layer":
+                targets = F.layer_norm(targets, targets.shape[-1:])
+
+        token = self.mask_token.to(z.dtype)
+        # Masked at the input, z still holds what the encoder made of the context: the token only says where.
+        hidden = z + token if at_input else token.expand_as(z)
+        predictions = self.predictor(torch.where(mask[..., None], hidden, z), valid).float()
+
+        scored = (mask & valid)[..., None]
+        count = (scored.sum() * z.shape[-1]).clamp_min(1)
+        prediction_loss = ((predictions - targets).square() * scored).sum() / count
+        anchor_loss = prediction_loss.new_zeros(())
+        if self.anchor is not None:
+            anchor_loss = self.anchor(z, wave, lengths)
+        loss = prediction_loss + anchor_weight * anchor_loss
+        return JepaOutput(loss, prediction_loss, anchor_loss, z, targets, predictions, online.lengths)
+
+    @torch.no_grad()
+    def sync_target(self) -> None:
+        """Copies the online encoder into the target, as at initialisation."""
+        self.update_target(decay=0.0)
+
+    @torch.no_grad()
+    def update_target(self, decay: float | None = None) -> None:
+        """One EMA step, target <- decay * target + (1 - decay) * online, after each optimizer step (paper, section 3.1).
+
+        Works on float32 master weights; in half precision steps of (1 - decay) would round to nothing.
+        """
+        decay = self.config.target_decay if decay is None else decay
+        for target, online in zip(self.target_encoder.parameters(), self.encoder.parameters()):
+            target.lerp_(online.detach().to(target.dtype), 1.0 - decay)

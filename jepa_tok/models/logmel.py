@@ -1,0 +1,68 @@
+"""Log-mel filterbank: the `mel` front of the encoder and the features of the anchor's mixture.
+
+B clips   S samples   L steps   M mel filters
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _hz_to_mel(hz: float) -> float:
+    """Slaney's scale: linear to 1 kHz, logarithmic above (Auditory Toolbox, 1998)."""
+    return 3.0 * hz / 200.0 if hz < 1000.0 else 15.0 + 27.0 * math.log(hz / 1000.0) / math.log(6.4)
+
+
+def _mel_to_hz(mel: Tensor) -> Tensor:
+    return torch.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * torch.exp((mel - 15.0) * math.log(6.4) / 27.0))
+
+
+@lru_cache(maxsize=16)
+def _filters(sample_rate: int, n_fft: int, n_mels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Hann window [n_fft] and triangular filters [n_fft // 2 + 1, M], each filter summing to one."""
+    # Plain tensors, not buffers: casting the model to bf16 must not touch them. Not inference tensors either, since one
+    # cached table serves training and inference.
+    with torch.inference_mode(False), torch.no_grad():
+        edges = _mel_to_hz(torch.linspace(0.0, _hz_to_mel(sample_rate / 2), n_mels + 2, dtype=torch.float64))
+        bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
+        rise = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+        fall = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
+        triangles = torch.minimum(rise, fall).clamp_min(0.0)
+        # A filter narrower than a bin may meet none: it then takes the bin nearest to its centre.
+        nearest = (edges[1:-1] * n_fft / sample_rate).round().long()
+        empty = triangles.sum(0) == 0.0
+        triangles[nearest[empty], empty.nonzero().squeeze(1)] = 1.0
+        triangles /= triangles.sum(0)
+        window = torch.hann_window(n_fft, dtype=torch.float64)
+        return window.float().to(device), triangles.float().to(device)
+
+
+class LogMel(nn.Module):
+    """Log of the mean spectral magnitude under each filter, shifted and scaled by constants to about unit range for speech.
+
+    Step i is centred on samples [i * hop, (i + 1) * hop); what lies outside the clip counts as silence. No statistics of the
+    clip enter, so that loudness is kept and a step depends on `n_fft` samples alone. Always float32.
+    """
+
+    FLOOR = 1e-3  # magnitude of a Hann-windowed signal of about -90 dBFS: below it recordings hold quantisation noise
+    MEAN, DEVIATION = -2.5, 2.5  # of log magnitudes of read speech at usual levels, rounded
+
+    def __init__(self, sample_rate: int, n_fft: int, hop: int, n_mels: int) -> None:
+        super().__init__()
+        self.sample_rate, self.n_fft, self.hop, self.n_mels = sample_rate, n_fft, hop, n_mels
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """[B, S], zero outside each clip -> [B, L, M] with L = ceil(S / hop)."""
+        with torch.autocast(wave.device.type, enabled=False):
+            window, filters = _filters(self.sample_rate, self.n_fft, self.n_mels, wave.device)
+            steps = -(-wave.shape[-1] // self.hop)
+            left = (self.n_fft - self.hop) // 2
+            right = (steps - 1) * self.hop + self.n_fft - left - wave.shape[-1]
+            frames = F.pad(wave.float(), (left, right)).unfold(-1, self.n_fft, self.hop)  # [B, L, n_fft]
+            magnitude = torch.fft.rfft(frames * window).abs()
+            return ((magnitude @ filters + self.FLOOR).log() - self.MEAN) / self.DEVIATION
