@@ -32,7 +32,7 @@ def pack(codes: Any, levels: int | Sequence[int], group_size: int = GROUP_SIZE) 
     `codes` are integers as a tensor, numpy array or nested list; `levels` is the radix of all dimensions, or of each.
     Raises TokenError for values that are not integers, a wrong shape, and codes out of range (naming the first).
     """
-    values = _integers(codes, "codes")
+    values = as_integers(codes, "codes")
     radices = _radices(levels, values.shape[-1] if isinstance(levels, int) else None, group_size)
     dim = len(radices)
     if values.shape[-1] != dim:
@@ -52,7 +52,7 @@ def unpack(tokens: Any, levels: int | Sequence[int], group_size: int = GROUP_SIZ
     D is `len(levels)`, or `dim` where `levels` is one int; without `dim` every group is taken as full, D = G * group_size.
     Raises TokenError for values that are not integers, a wrong shape, and ids out of range (naming the first).
     """
-    values = _integers(tokens, "tokens")
+    values = as_integers(tokens, "tokens")
     if dim is None and isinstance(levels, int):
         dim = values.shape[-1] * max(group_size, 1)
     radices = _radices(levels, dim, group_size)
@@ -74,7 +74,7 @@ def vocab_sizes(levels: int | Sequence[int], group_size: int = GROUP_SIZE, dim: 
     return _group_products(_radices(levels, dim, group_size), group_size)
 
 
-def _integers(values: Any, name: str) -> Tensor:
+def as_integers(values: Any, name: str) -> Tensor:
     """`values` as int64 of at least one axis."""
     if not isinstance(values, Tensor):
         try:
