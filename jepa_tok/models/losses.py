@@ -1,0 +1,105 @@
+"""Losses of stage 2 (paper, section 3.4): L1, multi-resolution STFT, least-squares GAN, feature matching.
+
+    B clips   S samples   F frequency bins   L steps of a feature map
+
+All are means over what belongs to clips, never over padding, and are computed in float32 whatever the models run in:
+the loss of a padded batch is that of its clips, each weighted by its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from jepa_tok.models.discriminator import Feature
+from jepa_tok.models.layers import sequence_mask
+
+LOG_EPSILON = 1e-5
+"""Added to magnitudes before the logarithm: the level below which a bin counts as silent (paper, section 3.4)."""
+
+
+def l1_loss(fake: Tensor, real: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Mean absolute difference of samples: fake, real [B, S], lengths [B] samples or None -> scalar."""
+    difference = (fake.float() - real.float()).abs()
+    return _mean(difference, None if lengths is None else sequence_mask(lengths, real.shape[1]))
+
+
+def stft_loss(fake: Tensor, real: Tensor, lengths: Tensor | None = None, *, ffts: Sequence[int]) -> Tensor:
+    """Multi-resolution STFT loss: L1 of magnitudes plus L1 of their logarithms, averaged over resolutions.
+
+    Frames are centred (Hann window, hop of a quarter of it) and zeros lie beyond both ends of a clip, so that each sample
+    counts and a clip shorter than a window still has frames; those centred past its end are left out.
+
+    :param fake, real: [B, S]; samples past a clip's length are taken as zeros.
+    :param lengths: Samples of each clip [B]; None if each has S.
+    :param ffts: Window sizes in samples (paper: 2048, 1024, 512, 256, 128).
+    :returns: Scalar.
+    """
+    fake, real = fake.float(), real.float()
+    if lengths is not None:
+        mask = sequence_mask(lengths, real.shape[1])
+        fake, real = fake * mask, real * mask
+    total = fake.new_zeros(())
+    for n_fft in ffts:
+        hop = n_fft // 4
+        a, b = magnitudes(fake, n_fft, hop), magnitudes(real, n_fft, hop)  # [B, L, F]
+        valid = None if lengths is None else sequence_mask(lengths // hop + 1, a.shape[1])
+        total = total + _mean((a - b).abs(), valid)
+        total = total + _mean(((a + LOG_EPSILON).log() - (b + LOG_EPSILON).log()).abs(), valid)
+    return total / len(ffts)
+
+
+def magnitudes(wave: Tensor, n_fft: int, hop: int) -> Tensor:
+    """Magnitudes of the centred STFT with zeros beyond both ends: [B, S] -> [B, S // hop + 1, n_fft // 2 + 1]."""
+    with torch.autocast(wave.device.type, enabled=False):
+        window = torch.hann_window(n_fft, device=wave.device)
+        spectrum = torch.stft(
+            wave.float(), n_fft, hop, window=window, center=True, pad_mode="constant", return_complex=True
+        )
+        return spectrum.abs().transpose(1, 2)  # abs has gradient zero at zero, where sqrt(re² + im²) has none
+
+
+def discriminator_loss(real: list[list[Feature]], fake: list[list[Feature]]) -> Tensor:
+    """Least-squares GAN, discriminators' side: real logits to 1, fake ones to 0 (HiFi-GAN, equation 1); summed over them."""
+    total = real[0][-1].values.new_zeros((), dtype=torch.float32)
+    for r, f in zip(real, fake, strict=True):
+        total = total + _feature_mean((r[-1].values.float() - 1.0).square(), r[-1].lengths)
+        total = total + _feature_mean(f[-1].values.float().square(), f[-1].lengths)
+    return total
+
+
+def generator_loss(fake: list[list[Feature]]) -> Tensor:
+    """Least-squares GAN, generator's side: fake logits to 1 (HiFi-GAN, equation 2); summed over discriminators."""
+    total = fake[0][-1].values.new_zeros((), dtype=torch.float32)
+    for f in fake:
+        total = total + _feature_mean((f[-1].values.float() - 1.0).square(), f[-1].lengths)
+    return total
+
+
+def feature_matching_loss(real: list[list[Feature]], fake: list[list[Feature]]) -> Tensor:
+    """Twice the sum over layers of the mean absolute difference of feature maps (HiFi-GAN, equation 4, weight 2).
+
+    Real maps are constants here: only the wave that made `fake` gets a gradient.
+    """
+    total = fake[0][-1].values.new_zeros((), dtype=torch.float32)
+    for r, f in zip(real, fake, strict=True):
+        for a, b in zip(r, f, strict=True):
+            total = total + _feature_mean((a.values.detach().float() - b.values.float()).abs(), b.lengths)
+    return 2.0 * total
+
+
+def _feature_mean(values: Tensor, lengths: Tensor | None) -> Tensor:
+    """Mean of values [B, C, L, W] over the first `lengths` [B] steps."""
+    values = values.permute(0, 2, 1, 3)
+    return _mean(values, None if lengths is None else sequence_mask(lengths, values.shape[1]))
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of values [B, L, ...] over the steps where mask [B, L] is True."""
+    if mask is None:
+        return values.mean()
+    each = values[0, 0].numel()  # elements of one step
+    shaped = mask.view(*mask.shape, *[1] * (values.dim() - 2))
+    return (values * shaped).sum() / (mask.sum() * each).clamp_min(1)
