@@ -1,0 +1,205 @@
+"""Audio in and out: files, arrays and tensors of any common rate, format and channel count become mono float32 at 24 kHz.
+
+Everything that reads audio in this package comes through `load_audio` or `prepare_wave`, so that one set of rules holds.
+Resampling is by soxr ("very high quality", float64 inside, one thread): it takes any ratio in little memory, its output
+does not depend on how a file is cut into blocks, and its passband is flat to .91 of the lower Nyquist frequency. (A
+polyphase filter bank, as in torchaudio, needs gigabytes for rates such as 44,099 Hz.)
+
+    S samples   C channels
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+
+from jepa_tok.errors import AudioError
+
+SAMPLE_RATE = 24_000
+MIN_RATE, MAX_RATE = 4_000, 192_000
+MAX_CHANNELS = 64
+MAX_AMPLITUDE = 4.0
+"""Beyond this, floats are taken for integer samples that were cast without scaling, and refused."""
+
+_FULL_SCALE = {torch.int8: 2.0**7, torch.int16: 2.0**15, torch.int32: 2.0**31}
+
+
+def load_audio(
+    path: str | os.PathLike[str] | BinaryIO,
+    sample_rate: int = SAMPLE_RATE,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+) -> Tensor:
+    """Reads an audio file, or an open binary file, as mono float32 [S] at `sample_rate`.
+
+    Reads whatever libsndfile does (wav, flac, ogg, opus, mp3, aiff, ...); channels are averaged. `start` and `end`, in
+    seconds, read a part; an `end` past the file's is the file's. Raises AudioError, naming the file, where it is missing,
+    a folder, empty, unreadable or cut short, and for what `prepare_wave` refuses.
+    """
+    if isinstance(path, (str, os.PathLike)):
+        name = os.fspath(path)
+        _check_file(name)
+        source: Any = name
+    elif hasattr(path, "read"):
+        name, source = str(getattr(path, "name", "audio")), path
+    else:
+        raise AudioError(f"`path` must be a path or an open binary file, but is {type(path).__name__} instead.")
+    try:
+        with soundfile.SoundFile(source) as file:
+            rate = file.samplerate
+            first, last = _part(start, end, rate, file.frames, name)
+            file.seek(first)
+            samples = file.read(last - first, dtype="float32", always_2d=True)  # [S, C]
+            if len(samples) < 0.98 * (last - first):  # mp3 without a length in its header is an estimate
+                raise AudioError(
+                    f"'{name}' is cut short: {last - first} samples are promised, but {len(samples)} are there."
+                )
+    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
+        reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
+        raise AudioError(f"'{name}' must be audio that libsndfile reads, but is not: {reason}.") from None
+    return prepare_wave(samples.T, rate, sample_rate, name=f"'{name}'")
+
+
+def prepare_wave(wave: Any, sample_rate: int, target: int = SAMPLE_RATE, name: str = "audio") -> Tensor:
+    """Checks and converts samples to mono float32 [ceil(S * target / sample_rate)] on the CPU.
+
+    `wave` is a tensor, array or list: [S] or [C, S] with up to 64 channels, which are averaged; floats in [-1, 1] or
+    int8, int16 or int32. Raises AudioError, with `name` in front, for other shapes or dtypes, empty or non-finite audio,
+    floats of integer size, and rates outside 4 to 192 kHz.
+    """
+    rate = _rate(sample_rate, name)
+    samples = _as_float(wave, name)
+    if samples.ndim not in (1, 2):
+        raise AudioError(f"{name} must have shape [S] or [C, S], but has {list(samples.shape)} instead.")
+    if samples.numel() == 0:
+        raise AudioError(f"{name} must have at least one sample, but has shape {list(samples.shape)} instead.")
+    if samples.ndim == 2 and samples.shape[0] > MAX_CHANNELS:
+        hint = "; transpose it" if samples.shape[1] <= MAX_CHANNELS else ", and a batch is given as a list of clips"
+        raise AudioError(
+            f"{name} must have shape [C, S] with at most {MAX_CHANNELS} channels, but has {list(samples.shape)} instead{hint}."
+        )
+    finite = torch.isfinite(samples)
+    if not bool(finite.all()):
+        at = (~finite).nonzero()[0].tolist()
+        raise AudioError(f"{name} must be finite, but sample {at[-1]} is {float(samples[tuple(at)])} instead.")
+    peak = float(samples.abs().max())
+    if peak > MAX_AMPLITUDE:
+        raise AudioError(
+            f"{name} must lie in [-1, 1], but reaches {peak:.6g} instead; divide integer samples by their full scale (32768 for 16 bits)."
+        )
+    if samples.ndim == 2:
+        samples = samples[0] if samples.shape[0] == 1 else samples.double().mean(0).float()
+    return resample(samples, rate, _rate(target, "`target`"))
+
+
+def resample(wave: Tensor, orig: int, new: int) -> Tensor:
+    """Resamples float32 [..., S] from rate `orig` to `new`: [..., ceil(S * new / orig)], on the CPU.
+
+    The sample at time t stays at time t (no delay); beyond its ends the clip is taken as silence.
+    """
+    wave = wave.detach().to("cpu", torch.float32)
+    if orig == new:
+        return wave.clone(memory_format=torch.contiguous_format)
+    size = -(-wave.shape[-1] * new // orig)  # ceil, exactly
+    # soxr rounds the length to the nearest; silence behind the clip makes it give the last, partly covered sample too.
+    padded = torch.nn.functional.pad(wave.reshape(-1, wave.shape[-1]), (0, orig // new + 2))
+    rows = [soxr.resample(row, orig, new, quality="VHQ")[:size] for row in padded.numpy()]
+    out = np.stack(rows) if rows else np.zeros((0, size), np.float32)
+    return torch.from_numpy(out).reshape(*wave.shape[:-1], size)
+
+
+def save_audio(path: str | os.PathLike[str], wave: Any, sample_rate: int = SAMPLE_RATE) -> None:
+    """Writes [S] or [C, S] floats as 16-bit `.wav` or `.flac`, clipped to [-1, 1]; 16-bit audio survives unchanged.
+
+    The file appears whole or not at all. Raises AudioError for another suffix, non-finite or empty audio, a wrong shape,
+    and a folder that does not exist.
+    """
+    target = Path(path)
+    formats = {".wav": "WAV", ".flac": "FLAC"}
+    if target.suffix.lower() not in formats:
+        raise AudioError(f"'{target}' must end in .wav or .flac, but ends in '{target.suffix}' instead.")
+    rate = _rate(sample_rate, f"'{target}'")
+    samples = _as_float(wave, f"audio for '{target}'")
+    if samples.ndim not in (1, 2) or samples.numel() == 0 or (samples.ndim == 2 and samples.shape[0] > MAX_CHANNELS):
+        raise AudioError(f"audio for '{target}' must have shape [S] or [C, S], but has {list(samples.shape)} instead.")
+    if not bool(torch.isfinite(samples).all()):
+        raise AudioError(f"audio for '{target}' must be finite, but is not.")
+    if not target.parent.is_dir():
+        raise AudioError(f"folder '{target.parent}' must exist before '{target.name}' is written there, but does not.")
+    # By hand: libsndfile scales by 32767 when writing and by 32768 when reading.
+    pcm = (samples.double() * 2**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
+    temporary = target.with_name(target.name + ".tmp")
+    try:
+        soundfile.write(temporary, pcm.numpy().T, rate, format=formats[target.suffix.lower()], subtype="PCM_16")
+        os.replace(temporary, target)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise AudioError(f"'{target}' could not be written: {error}.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _as_float(wave: Any, name: str) -> Tensor:
+    """`wave` as float32 on the CPU, integers scaled to [-1, 1)."""
+    if not isinstance(wave, Tensor):
+        try:
+            wave = torch.from_numpy(np.array(wave))
+        except (ValueError, TypeError, OverflowError):
+            raise AudioError(
+                f"{name} must be a tensor, array or rectangular list of samples, but is {type(wave).__name__} instead."
+            ) from None
+    wave = wave.detach().cpu()
+    if wave.is_floating_point():
+        return wave.float()
+    if wave.dtype not in _FULL_SCALE:
+        dtype = str(wave.dtype).removeprefix("torch.")
+        raise AudioError(f"{name} must be floats in [-1, 1] or int8, int16 or int32, but has dtype {dtype} instead.")
+    return (wave.double() / _FULL_SCALE[wave.dtype]).float()
+
+
+def _rate(rate: Any, name: str) -> int:
+    if (
+        isinstance(rate, bool)
+        or not isinstance(rate, (int, float, np.integer, np.floating))
+        or rate != rate
+        or rate % 1
+    ):
+        raise AudioError(f"{name} must have a sample rate that is a whole number of Hz, but it is {rate!r} instead.")
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(
+            f"{name} must have a sample rate from {MIN_RATE} to {MAX_RATE} Hz, but it is {int(rate)} instead."
+        )
+    return int(rate)
+
+
+def _check_file(path: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise AudioError(f"'{path}' must be an audio file, but is empty instead.")
+    except FileNotFoundError:
+        raise AudioError(f"'{path}' must be an audio file, but does not exist.") from None
+    except IsADirectoryError:
+        raise AudioError(f"'{path}' must be an audio file, but is a folder instead.") from None
+    except (OSError, ValueError) as error:
+        raise AudioError(
+            f"'{path}' must be an audio file, but cannot be opened: {getattr(error, 'strerror', error)}."
+        ) from None
+
+
+def _part(start: float | None, end: float | None, rate: int, frames: int, name: str) -> tuple[int, int]:
+    """First and last sample (excluded) of the part to read."""
+    if frames < 1:
+        raise AudioError(f"'{name}' must have at least one sample, but has none.")
+    first = 0 if start is None else start * rate
+    last = frames if end is None else end * rate
+    if not (0 <= first < last and first < frames):
+        raise AudioError(f"'{name}' must hold the part {start} to {end} s, but is {frames / rate:.3f} s long.")
+    return round(first), max(round(first) + 1, min(round(last), frames))
