@@ -1,0 +1,198 @@
+"""Codec: who gets gradients from whom, switches, padding, learning, what is exported; and the price of the presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+import torch
+
+from jepa_tok.config import (
+    CodecConfig,
+    DiscriminatorConfig,
+    EncoderConfig,
+    GeneratorConfig,
+    QuantizerConfig,
+    TokenizerConfig,
+)
+from jepa_tok.models.codec import Codec, CodecOutput
+
+CONFIG = CodecConfig(
+    tokenizer=TokenizerConfig(
+        name="test",
+        encoder=EncoderConfig(
+            front_channels=8,
+            channels=[8, 16],
+            strides=[4, 10],
+            blocks=[1, 1],
+            stage_conformers=[0, 0],
+            latent_dim=8,
+            conformers=1,
+            conformer_heads=2,
+            conformer_kernel=3,
+            init="scaled",
+        ),
+        quantizer=QuantizerConfig(dim=8, group_size=4, bound="norm"),
+        generator=GeneratorConfig(
+            latent_dim=8,
+            input_channels=32,
+            channels=[32, 32],
+            strides=[2, 2],
+            block="convnext",
+            blocks=[1, 2],
+            stage_conformers=[0, 0],
+            head="istft",
+            head_hop=10,
+            n_fft=40,
+        ),
+    ),
+    discriminator=DiscriminatorConfig(periods=[2, 3], scales=2, width=0.0625),
+    stft_ffts=[256, 64],
+)
+FINE_TUNED = dataclasses.replace(CONFIG, freeze_encoder=False)
+
+
+def build(config: CodecConfig = CONFIG) -> Codec:
+    torch.manual_seed(0)
+    return Codec(config)
+
+
+def sines(clips: int = 2, samples: int = 1990) -> torch.Tensor:
+    t = torch.arange(samples) / 24_000
+    return torch.stack([0.3 * torch.sin(2 * torch.pi * (300 + 200 * i) * t) for i in range(clips)])
+
+
+def names(codec: Codec, loss: torch.Tensor) -> set[str]:
+    """Names of the parameters that `loss` has a gradient for."""
+    parameters = {n: p for n, p in codec.named_parameters() if p.requires_grad}
+    grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
+    return {n for n, g in zip(parameters, grads, strict=True) if g is not None}
+
+
+def is_discriminator(name: str) -> bool:
+    return re.match(r"(module\.)?discriminator\.", name) is not None
+
+
+@pytest.mark.parametrize("config", [CONFIG, FINE_TUNED])
+def test_each_loss_moves_its_own_side_only_and_all_of_it(config: CodecConfig) -> None:
+    codec = build(config).train()
+    out = codec(sines(), torch.tensor([1990, 1201]), adversarial=True)
+    trained = {n for n, p in codec.named_parameters() if p.requires_grad}
+    theirs = {n for n in trained if is_discriminator(n)}
+    assert names(codec, out.discriminator_loss) == theirs
+    assert names(codec, out.generator_loss) == trained - theirs
+    assert names(codec, out.adversarial) == names(codec, out.feature_matching) == trained - theirs
+    assert any(n.startswith("encoder.") for n in trained) != config.freeze_encoder
+
+
+def test_one_backward_of_the_sum_equals_two() -> None:
+    codec = build().train()
+    out = codec(sines())
+    (out.generator_loss + out.discriminator_loss).backward()
+    together = {n: p.grad for n, p in codec.named_parameters() if p.grad is not None}
+    codec.zero_grad()
+    out = codec(sines())
+    out.discriminator_loss.backward()
+    out.generator_loss.backward()
+    for name, p in codec.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, together[name], msg=name)
+
+
+def test_during_warm_up_the_generator_does_not_hear_the_discriminators() -> None:
+    codec = build().train()
+    out = codec(sines(), adversarial=False)
+    assert out.adversarial.item() == 0 and out.feature_matching.item() == 0
+    assert out.discriminator_loss.item() > 0
+    torch.testing.assert_close(out.generator_loss, out.l1 + 2.0 * out.stft)
+    trained = {n for n, p in codec.named_parameters() if p.requires_grad}
+    assert names(codec, out.generator_loss + out.discriminator_loss) == trained  # DDP wants a gradient for each
+
+
+def test_discriminators_can_be_left_out() -> None:
+    codec = build().train()
+    codec.discriminator.forward = None  # type: ignore[assignment]  # a call would fail
+    out = codec(sines(), adversarial=False, disc=False)
+    assert out.discriminator_loss.item() == out.adversarial.item() == out.feature_matching.item() == 0
+    assert out.l1.item() > 0
+
+
+def test_the_generator_can_learn_from_fixed_discriminators() -> None:
+    codec = build().train()
+    out = codec(sines(), adversarial=True, disc=False)
+    assert out.adversarial.item() > 0 and out.discriminator_loss.item() == 0
+    assert not any(is_discriminator(n) for n in names(codec, out.generator_loss))
+
+
+def test_generator_loss_is_the_weighted_sum() -> None:
+    out = build(dataclasses.replace(CONFIG, l1_weight=3.0, stft_weight=0.5, adversarial_weight=0.2))(sines())
+    total = 3.0 * out.l1 + 0.5 * out.stft + 0.2 * (out.adversarial + out.feature_matching)
+    torch.testing.assert_close(out.generator_loss, total)
+
+
+@pytest.mark.parametrize("samples", [1, 39, 40, 41, 1000])
+def test_any_length_is_reconstructed_exactly(samples: int) -> None:
+    out: CodecOutput = build().eval()(sines(1, samples))
+    frames = -(-samples // 40)
+    assert out.reconstruction.shape == (1, samples)
+    assert out.codes.shape == out.latents.shape == (1, frames, 8)
+    assert out.frame_lengths.tolist() == [frames]
+    for value in (out.generator_loss, out.discriminator_loss):
+        assert value.isfinite() and value.dtype == torch.float32
+
+
+def test_padding_changes_no_loss_and_no_sample() -> None:
+    codec = build().eval()
+    wave = sines(2, 800)
+    alone = codec(wave[:1, :701])
+    padded = codec(wave[:1], torch.tensor([701]))  # the tone goes on behind the end, and must not be heard
+    for field in ("l1", "stft", "adversarial", "feature_matching", "discriminator_loss", "generator_loss"):
+        torch.testing.assert_close(getattr(padded, field), getattr(alone, field), msg=field, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(padded.reconstruction[:, :701], alone.reconstruction, atol=1e-5, rtol=0)
+    assert padded.reconstruction[:, 701:].eq(0).all()
+    both = codec(wave, torch.tensor([701, 800]))
+    torch.testing.assert_close(both.reconstruction[:1, :701], alone.reconstruction, atol=1e-5, rtol=0)
+    assert both.frame_lengths.tolist() == [18, 20]
+
+
+def test_a_frozen_encoder_stays_in_evaluation_mode() -> None:
+    codec = build().train()
+    assert codec.training and codec.generator.training and not codec.encoder.training
+    assert torch.equal(codec(sines()).codes, codec(sines()).codes)  # dropout is off in the encoder
+    codec.requires_grad_(True)  # as a trainer does that knows nothing of this
+    codec.freeze()
+    assert not any(p.requires_grad for p in codec.encoder.parameters())
+    assert all(p.requires_grad for p in codec.generator.parameters())
+    tuned = build(FINE_TUNED).train()
+    assert tuned.encoder.training
+
+
+@pytest.mark.parametrize("config", [CONFIG, FINE_TUNED])
+def test_a_few_steps_bring_a_sine_nearer(config: CodecConfig) -> None:
+    codec = build(config).train()
+    wave = sines(1, 2400)
+    before = {n: p.clone() for n, p in codec.named_parameters()}
+    optimizer = torch.optim.AdamW(codec.parameters(), lr=3e-3, betas=(0.8, 0.99))
+    losses = []
+    for step in range(30):
+        out = codec(wave, adversarial=step >= 10)
+        optimizer.zero_grad()
+        (out.generator_loss + out.discriminator_loss).backward()
+        optimizer.step()
+        losses.append((out.l1 + out.stft).item())
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    moved = {n.split(".")[0] for n, p in codec.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {"fsq", "generator", "discriminator"} | (set() if config.freeze_encoder else {"encoder"})
+
+
+def test_exported_modules_rebuild_the_reconstruction() -> None:
+    codec = build().eval()
+    config, encoder, fsq, generator = codec.tokenizer_modules()
+    assert config is CONFIG.tokenizer
+    wave = sines(1, 777)
+    with torch.inference_mode():
+        codes = fsq.quantize(encoder(wave).latents)
+        expected = codec(wave)
+        assert torch.equal(codes, expected.codes)
+        torch.testing.assert_close(generator(fsq.dequantize(codes))[:, :777], expected.reconstruction)
