@@ -1,0 +1,1 @@
+"""Runnable recipes, one folder per corpus; thin over `recipes` and `probes`."""
