@@ -1,0 +1,119 @@
+"""Model families of stage 1 and stage 2, with their hooks for FSDP2, activation checkpointing and compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from fairseq2.composition import register_model_family
+from fairseq2.models.utils.ac import apply_layerwise_ac
+from fairseq2.models.utils.fsdp import apply_layerwise_fsdp
+from fairseq2.nn.fsdp import FSDPWrapper
+from fairseq2.recipe.error import RecipeError
+from fairseq2.runtime.config_registry import ConfigRegistrar
+from fairseq2.runtime.dependency import DependencyContainer
+from torch import nn
+
+from jepa_tok.config import PRESETS, CodecConfig, JepaConfig, codec_config, jepa_config
+from jepa_tok.errors import ConfigError
+from jepa_tok.models.codec import Codec
+from jepa_tok.models.jepa import Jepa
+
+ENCODER_FAMILY = "jepa_tok_encoder"
+CODEC_FAMILY = "jepa_tok_codec"
+
+
+def register_models(container: DependencyContainer) -> None:
+    """Registers both families with the architectures `paper`, `base`, `small` and `tiny`."""
+    # supports_meta: modules hold raw parameters and their own initialisation, so every rank builds the model and rank 0's
+    # weights are broadcast; models of this size can afford it.
+    register_model_family(
+        container,
+        ENCODER_FAMILY,
+        kls=Jepa,
+        config_kls=JepaConfig,
+        factory=create_jepa,
+        supports_meta=False,
+        compiler=compile_layers,
+        fsdp_applier=apply_fsdp,
+        layerwise_ac_applier=apply_ac,
+    )
+    # No FSDP: discriminators run through `functional_call` (DDP is what stage 2 is trained with).
+    register_model_family(
+        container,
+        CODEC_FAMILY,
+        kls=Codec,
+        config_kls=CodecConfig,
+        factory=create_codec,
+        supports_meta=False,
+        compiler=compile_layers,
+        layerwise_ac_applier=apply_ac,
+    )
+    _register_archs(container, JepaConfig, jepa_config)
+    _register_archs(container, CodecConfig, codec_config)
+
+
+def _register_archs(container: DependencyContainer, kls: type, make: Callable[[str], Any]) -> None:
+    arch = ConfigRegistrar(container, kls)
+    for name in PRESETS:
+        arch(name)(partial(make, name))
+
+
+def create_jepa(config: JepaConfig) -> Jepa:
+    """Builds stage 1; RecipeError, in one line, where the configuration contradicts itself."""
+    try:
+        return Jepa(config)
+    except ConfigError as ex:
+        raise RecipeError(f"`model.config_overrides`: {ex}") from None
+
+
+def create_codec(config: CodecConfig) -> Codec:
+    """Builds stage 2; RecipeError, in one line, where the configuration contradicts itself."""
+    try:
+        config.tokenizer.check()
+        return Codec(config)
+    except ConfigError as ex:
+        raise RecipeError(f"`model.config_overrides`: {ex}") from None
+
+
+def layer_stacks(model: nn.Module) -> Iterator[nn.ModuleList]:
+    """The lists of layers that hooks act on: stages and Conformers, of student and teacher alike, then the generator's.
+
+    Student and teacher get the same treatment, so that under FSDP2 their shards line up for the EMA.
+    """
+    for name in ("encoder", "target_encoder", "predictor", "generator"):
+        part = getattr(model, name, None)
+        for stack in ("stages", "conformers"):
+            layers = getattr(part, stack, None)
+            if isinstance(layers, nn.ModuleList) and len(layers):
+                yield layers
+
+
+def apply_fsdp(model: nn.Module, granularity: str, wrapper: FSDPWrapper) -> nn.Module:
+    """Shards stages and Conformer blocks (`layer`) or whole encoders and predictor (`stack`)."""
+    if granularity == "layer":
+        for stack in layer_stacks(model):
+            apply_layerwise_fsdp(stack, wrapper)
+        return model
+    if granularity == "stack":
+        for name in ("encoder", "target_encoder", "predictor"):
+            model.register_module(name, wrapper(getattr(model, name)))
+        return model
+    raise RecipeError(
+        f"`trainer.fsdp.granularity` must be 'layer', 'stack' or 'model', but is '{granularity}' instead."
+    )
+
+
+def apply_ac(model: nn.Module, every_nth_layer: int) -> nn.Module:
+    """Recomputes every nth stage and Conformer block in the backward pass."""
+    for stack in layer_stacks(model):
+        apply_layerwise_ac(stack, every_nth_layer)
+    return model
+
+
+def compile_layers(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Compiles stages and Conformer blocks in place, so that names in checkpoints stay what they are."""
+    for stack in layer_stacks(model):
+        for layer in stack:
+            layer.compile(*args, **kwargs)
