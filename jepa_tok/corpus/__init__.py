@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jepa_tok.corpus.encode import encode_utterances
 from jepa_tok.corpus.manifest import Utterance, filter_corpus, read_corpus, write_manifest
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow, column_types
 from jepa_tok.corpus.shards import (
@@ -12,19 +13,24 @@ from jepa_tok.corpus.shards import (
     shard_path,
     write_shard,
 )
+from jepa_tok.corpus.tokenize import CorpusRun, TokenizeSummary, tokenize_corpus
 
 __all__ = [
+    "CorpusRun",
     "ShardMetadata",
     "TokenRow",
     "TokenShardWriter",
+    "TokenizeSummary",
     "Utterance",
     "column_types",
+    "encode_utterances",
     "filter_corpus",
     "find_shards",
     "read_corpus",
     "read_metadata",
     "read_shards",
     "shard_path",
+    "tokenize_corpus",
     "write_manifest",
     "write_shard",
 ]

@@ -13,7 +13,8 @@
 |            | double or bool      | truth values; a column that mixes types, or holds lists, becomes text             |
 
 The schema's metadata has the key `jepa_tok`: JSON with format, hash of the tokenizer, num_groups, vocab_sizes, radices,
-group_size, frame_rate and sample_rate. Shards hold no dates, paths or versions of ours: the same tokens give the same file.
+group_size, frame_rate and sample_rate. Shards hold no dates and no speeds: the same corpus
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -174,9 +175,9 @@ def read_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def read_metadata(path: str | os.PathLike[str]) -> ShardMetadata:
     """The metadata of a shard, or of a folder's shards, which must be of one tokenizer (else CorpusError)."""
     shards = find_shards(path)
-    first = _metadata(_open(shards[0]), str(shards[0]))
+    first = _metadata(open_shard(shards[0]), str(shards[0]))
     for shard in shards[1:]:
-        other = _metadata(_open(shard), str(shard))
+        other = _metadata(open_shard(shard), str(shard))
         if other != first:
             raise CorpusError(
                 f"{shard}: made by tokenizer {other.hash}, but {shards[0].name} by {first.hash}; keep them apart."
@@ -198,7 +199,7 @@ def _read(shards: list[Path], metadata: ShardMetadata) -> Iterator[TokenRow]:
     import pyarrow as pa
 
     for shard in shards:
-        file, first = _open(shard), 0
+        file, first = open_shard(shard), 0
         try:
             for batch in file.iter_batches(batch_size=1024):
                 yield from from_table(pa.Table.from_batches([batch]), metadata, str(shard), first)
@@ -207,7 +208,8 @@ def _read(shards: list[Path], metadata: ShardMetadata) -> Iterator[TokenRow]:
             raise CorpusError(f"{shard}: the shard is damaged: {_one_line(e)}.") from None
 
 
-def _open(path: Path) -> Any:
+def open_shard(path: Path) -> Any:
+    """A `pyarrow.parquet.ParquetFile`; raises CorpusError where it is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
