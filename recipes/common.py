@@ -1,0 +1,76 @@
+"""What all recipes share: their entry point with one-line errors, and defaults of sections."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import jepa_tok._fairseq2  # noqa: F401  (makes libsndfile loadable before fairseq2 is imported)
+from fairseq2.recipe.base import Recipe
+from fairseq2.recipe.config import CommonSection, LRSchedulerSection, RegimeSection
+from fairseq2.recipe.error import RecipeConfigParseError, RecipeError
+from fairseq2.utils.structured import StructureError
+from fairseq2.utils.yaml import YamlError
+
+from jepa_tok.errors import JepaTokError
+
+USER_ERRORS = (RecipeConfigParseError, RecipeError, StructureError, YamlError, JepaTokError)
+
+
+class OneLineErrors(logging.Filter):
+    """Turns the logged traceback of a user's error into one line; FAIRSEQ2_DEBUG-like detail stays with other errors."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, USER_ERRORS):
+            record.msg, record.args = explain(error).replace("{", "{{").replace("}", "}}"), ()
+            record.exc_info = record.exc_text = None
+        return True
+
+
+def explain(error: BaseException) -> str:
+    """The messages of an error and its causes in one line, outermost first, without those that say nothing new."""
+    lines: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        text = " ".join(str(cause).split())
+        if text and not text.startswith("Value cannot be structured to `<class") and text not in lines:
+            lines.append(text.rstrip(":"))
+        cause = cause.__cause__
+    return " ".join(lines)
+
+
+def run_main(recipe: Recipe) -> None:
+    """Command line of a recipe: `fairseq2.recipe.cli.main` with errors told in one line."""
+    from fairseq2.recipe.cli import main
+
+    # Several OpenMP threads make small CPU runs many times slower; who wants them says so in the environment.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.getLogger("fairseq2").addFilter(OneLineErrors())
+    try:
+        main(recipe)
+    except JepaTokError as ex:
+        print(ex, file=sys.stderr)
+        sys.exit(2)
+
+
+def default_common() -> CommonSection:
+    """OUT itself is the run: a changed setting must not silently start another run beside the one to resume."""
+    return CommonSection(no_sweep_dir=True)
+
+
+def constant_lr() -> LRSchedulerSection:
+    """The paper tells one learning rate and no schedule."""
+    return LRSchedulerSection(name="passthrough", config=None)
+
+
+def default_regime(num_steps: int) -> RegimeSection:
+    """Validation and checkpoint every 1,000 steps, the last two checkpoints kept."""
+    return RegimeSection(
+        num_steps=num_steps,
+        validate_every_n_steps=1_000,
+        checkpoint_every_n_steps=1_000,
+        keep_last_n_checkpoints=2,
+        publish_metrics_every_n_steps=100,
+    )

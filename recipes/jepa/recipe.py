@@ -1,0 +1,93 @@
+"""Stage 1 as a fairseq2 recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.runtime.dependency import DependencyContainer
+from fairseq2.task import Task
+from torch import nn
+from typing_extensions import override
+
+from jepa_tok._fairseq2.speech_data import SpeechDataset
+from jepa_tok._fairseq2.speech_reader import create_readers
+from jepa_tok.models.jepa import Jepa
+from recipes.jepa.config import JepaRecipeConfig
+from tasks.jepa.anchor import fit_anchor
+from tasks.jepa.metrics import JEPA_METRICS
+from tasks.jepa.unit import JepaEvalUnit, JepaTrainUnit
+from tasks.speech import register_metrics
+
+
+class JepaRecipe(Recipe):
+    """Pretrains the encoder; the EMA target follows it after each optimizer step."""
+
+    @override
+    def register(self, container: DependencyContainer) -> None:
+        register_metrics(container, JEPA_METRICS)
+
+    @override
+    def setup_model(self, context: RecipeContext, model: nn.Module, newly_initialized: bool) -> nn.Module:
+        assert isinstance(model, Jepa)
+        model.target_encoder.requires_grad_(False)  # fairseq2 has just turned on all gradients
+        model.train()
+        if not newly_initialized:
+            return model
+        model.sync_target()
+        # Rank 0's weights and buffers are broadcast when the model is wrapped, so one rank fits for all.
+        if model.anchor is not None and context.gangs.root.rank == 0:
+            config = context.get_config_as(JepaRecipeConfig)
+            dataset = context.get_dataset_as(SpeechDataset)
+            fit_anchor(
+                model.anchor,
+                dataset.train,
+                frames=config.anchor.fit_frames,
+                seed=config.common.seed,
+                crop_seconds=config.dataset.crop_seconds,
+            )
+        return model
+
+    @override
+    def create_task(self, context: RecipeContext) -> Task:
+        config = context.get_config_as(JepaRecipeConfig)
+        # Data first: what is wrong with it should be told before a model is built.
+        train_reader, valid_reader = create_readers(
+            context.get_dataset_as(SpeechDataset),
+            config.dataset,
+            context.gangs,
+            seed=config.common.seed,
+            accumulate=config.trainer.grad_accumulation.num_batches,
+        )
+        base = context.get_model_as(Jepa)
+
+        # The hook runs once after each real update; under FSDP2 both encoders' shards line up.
+        def follow(*_: Any) -> None:
+            base.update_target()
+
+        context.get_optimizer().register_step_post_hook(follow)
+        train_unit = JepaTrainUnit(
+            context.get_data_parallel_model(),
+            base,
+            seed=config.common.seed,
+            rank=context.gangs.dp.rank,
+            anchor_steps=config.anchor.num_steps or config.regime.num_steps or 1,
+            anchor_start=config.anchor.start_weight,
+            anchor_end=config.anchor.end_weight,
+        )
+        if valid_reader is None:
+            return context.create_trainer(train_unit, train_reader)
+        monitor = config.monitor
+        eval_unit = JepaEvalUnit(
+            base,
+            bound=monitor.bound,
+            min_share=monitor.min_between_clip_share,
+            min_rank=monitor.min_effective_rank,
+            stop=monitor.stop_on_collapse,
+        )
+        return context.create_trainer(train_unit, train_reader, [eval_unit], [valid_reader])
+
+    @property
+    @override
+    def config_kls(self) -> type[object]:
+        return JepaRecipeConfig

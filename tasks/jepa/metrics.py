@@ -1,0 +1,24 @@
+"""Metrics of stage 1 and their display names."""
+
+from __future__ import annotations
+
+from tasks.speech import SPEECH_METRICS, float_metric
+
+LOSSES = ("jepa_loss", "prediction_loss", "anchor_loss")
+
+COLLAPSE = ("std_mean", "std_min", "effective_rank", "between_clip_share", "code_usage", "dead_dims")
+
+JEPA_METRICS = [
+    float_metric("jepa_loss", "Loss", 100),
+    float_metric("prediction_loss", "Prediction Loss", 101),
+    float_metric("anchor_loss", "Anchor KL (nats)", 102),
+    float_metric("anchor_weight", "Anchor Weight", 103),
+    float_metric("prediction_r2", "Prediction R2", 110, higher_better=True),
+    float_metric("between_clip_share", "Between-Clip Share", 120, higher_better=True),
+    float_metric("effective_rank", "Effective Rank", 121, higher_better=True),
+    float_metric("std_mean", "Std Mean", 122),
+    float_metric("std_min", "Std Min", 123),
+    float_metric("code_usage", "Code Usage", 124, higher_better=True),
+    float_metric("dead_dims", "Dead Dimensions", 125),
+    *SPEECH_METRICS,
+]

@@ -1,0 +1,195 @@
+"""Train and eval unit of stage 1.
+
+    B clips   S samples   T frames   D latent dimensions
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import MutableMapping
+
+import numpy as np
+import torch
+from fairseq2.evaluator import EvalUnit
+from fairseq2.logging import log
+from fairseq2.metrics import Mean, MetricBag, Sum
+from fairseq2.recipe.error import RecipeError
+from fairseq2.trainer import TrainUnit
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import override
+
+from jepa_tok._fairseq2.speech_reader import SpeechBatch
+from jepa_tok.config import QuantizerConfig
+from jepa_tok.models.fsq import FSQ
+from jepa_tok.models.jepa import Jepa, JepaOutput
+from jepa_tok.models.layers import sequence_mask
+from jepa_tok.monitor import collapse_stats
+from tasks.jepa.anchor import anchor_weight
+from tasks.jepa.metrics import COLLAPSE, LOSSES
+from tasks.speech import add_speech_metrics, require_finite, update_speech_metrics
+
+MAX_MONITORED_FRAMES = 20_000
+"""Frames a rank keeps for the collapse monitor in one validation."""
+
+
+def sample_batch_mask(model: Jepa, batch: SpeechBatch, *seed: int) -> Tensor:
+    """Mask [B, T] of a batch from a seed of its own: a resumed run draws what the uninterrupted one drew."""
+    hop = model.config.encoder.hop
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
+    frames = torch.tensor([-(-size // hop) for size in batch.sizes])
+    mask = model.sample_mask(frames, generator)
+    # Batches are padded beyond their longest clip, to a few shapes only.
+    mask = F.pad(mask, (0, -(-batch.wave.shape[1] // hop) - mask.shape[1]))
+    return mask.to(batch.wave.device)
+
+
+def _update_losses(bag: MetricBag, output: JepaOutput) -> None:
+    for name, value in zip(LOSSES, (output.loss, output.prediction_loss, output.anchor_loss)):
+        bag.get(name, Mean).update(value.detach())
+
+
+class JepaTrainUnit(TrainUnit[SpeechBatch]):
+    """Predicts masked frames of a batch; the anchor's weight falls as training goes on.
+
+    :param model: What the trainer wraps (DDP, FSDP); called for its loss.
+    :param base: The bare module, for masks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: Jepa,
+        *,
+        seed: int,
+        rank: int,
+        anchor_steps: int,
+        anchor_start: float,
+        anchor_end: float,
+    ) -> None:
+        self._model, self._base = model, base
+        self._seed, self._rank = seed, rank
+        self._anchor = (anchor_steps, anchor_start, anchor_end)
+        self._step = 0
+        self._batch_nr = 0
+
+    @override
+    def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
+        for name in LOSSES:
+            metric_bag.add(name, Mean())
+        add_speech_metrics(metric_bag)
+
+    @override
+    def set_step_nr(self, step_nr: int) -> None:
+        self._step, self._batch_nr = step_nr, 0
+
+    @property
+    def anchor_weight(self) -> float:
+        """Weight at the current step; 0 without anchor."""
+        return anchor_weight(self._step - 1, *self._anchor) if self._base.anchor is not None else 0.0
+
+    @override
+    def process_batch(self, batch: SpeechBatch, metric_bag: MetricBag) -> tuple[Tensor, int | None]:
+        mask = sample_batch_mask(self._base, batch, self._seed, self._step, self._batch_nr, self._rank)
+        self._batch_nr += 1
+        output: JepaOutput = self._model(batch.wave, batch.lengths, mask, self.anchor_weight)
+        require_finite(output.loss, self._step, batch)
+        _update_losses(metric_bag, output)
+        update_speech_metrics(metric_bag, batch)
+        return output.loss, None
+
+    @override
+    def process_metric_values(self, values: MutableMapping[str, object]) -> None:
+        if self._base.anchor is None:
+            values.pop("anchor_loss", None)
+        else:
+            values["anchor_weight"] = self.anchor_weight
+
+
+class JepaEvalUnit(EvalUnit[SpeechBatch]):
+    """Losses on fixed masks, R2 of the prediction, and the collapse monitor.
+
+    :param base: The bare module: ranks may have different numbers of batches, so no collective call is made.
+    :param bound: How z is quantised for the code usage entries, as in `QuantizerConfig.bound`.
+    :param min_share: Least `between_clip_share` that is no collapse.
+    :param min_rank: Least `effective_rank` that is no collapse.
+    :param stop: Whether a collapse ends the run (RecipeError) or is only told.
+    """
+
+    def __init__(self, base: Jepa, *, bound: str, min_share: float, min_rank: float, stop: bool) -> None:
+        self._base = base
+        quantizer = QuantizerConfig(dim=base.config.encoder.latent_dim, bound=bound)  # type: ignore[arg-type]
+        self._fsq = FSQ(quantizer).requires_grad_(False)
+        self._radices = quantizer.radices
+        self._min_share, self._min_rank, self._stop = min_share, min_rank, stop
+        self._step = 0
+        self._batch_nr = 0
+        self._clips: list[Tensor] = []
+        self._frames = 0
+
+    @override
+    def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
+        for name in (*LOSSES, *COLLAPSE):
+            metric_bag.add(name, Mean())
+        for name in ("squared_error", "squared_deviation", "num_examples"):
+            metric_bag.add(name, Sum())
+        self._clips, self._frames, self._batch_nr = [], 0, 0
+
+    @override
+    def set_train_step_nr(self, step_nr: int) -> None:
+        self._step = step_nr
+
+    @override
+    def process_batch(self, batch: SpeechBatch, metric_bag: MetricBag) -> None:
+        mask = sample_batch_mask(self._base, batch, 0, self._batch_nr)
+        self._batch_nr += 1
+        output: JepaOutput = self._base(batch.wave, batch.lengths, mask, 0.0)
+        _update_losses(metric_bag, output)
+        metric_bag.get("num_examples", Sum).update(len(batch.ids))
+        valid = sequence_mask(output.frame_lengths, mask.shape[1])
+        scored = (mask & valid)[..., None]
+        count = valid.sum(1).clamp_min(1)[:, None, None]
+        mean = (output.targets * valid[..., None]).sum(1, keepdim=True) / count  # [B, 1, D]
+        metric_bag.get("squared_error", Sum).update(((output.predictions - output.targets).square() * scored).sum())
+        metric_bag.get("squared_deviation", Sum).update(((output.targets - mean).square() * scored).sum())
+        # Latents of whole clips: what the tokenizer will be made of, not what is left under a mask.
+        latents = self._base.encoder(batch.wave, batch.lengths).latents.float().cpu()
+        for z, frames in zip(latents, output.frame_lengths.tolist()):
+            if self._frames < MAX_MONITORED_FRAMES:
+                self._clips.append(z[:frames])
+                self._frames += frames
+
+    @override
+    def finalize(self, metric_bag: MetricBag) -> None:
+        if not self._clips:
+            return
+        lengths = torch.tensor([len(z) for z in self._clips])
+        latents = nn.utils.rnn.pad_sequence(self._clips, batch_first=True)  # [N, T, D]
+        self._clips = []
+        with torch.autocast("cpu", enabled=False):
+            stats = collapse_stats(latents, lengths, self._fsq.quantize(latents), self._radices)
+        for name, value in stats.items():
+            if math.isfinite(value):
+                metric_bag.get(name, Mean).update(value)
+
+    @override
+    def process_metric_values(self, values: MutableMapping[str, object]) -> None:
+        error, deviation = (float(values.pop(n)) for n in ("squared_error", "squared_deviation"))  # type: ignore[arg-type]
+        values["prediction_r2"] = 1.0 - error / max(deviation, 1e-12)
+        if self._base.anchor is None:
+            values.pop("anchor_loss", None)
+        self.check_collapse(values)
+
+    def check_collapse(self, values: MutableMapping[str, object]) -> None:
+        """Tells, or ends the run, where z no longer depends on the sound."""
+        problems = []
+        for name, least in (("between_clip_share", self._min_share), ("effective_rank", self._min_rank)):
+            value = float(values[name])  # type: ignore[arg-type]
+            if value < least:
+                problems.append(f"{name} is {value:.3g}, below {least:g}")
+        if not problems:
+            return
+        message = f"z has collapsed at step {self._step}: {' and '.join(problems)}; it no longer depends on the sound, however low the loss."
+        if self._stop:
+            raise RecipeError(f"{message} Training stops because `monitor.stop_on_collapse` is set.")
+        log.warning("{} See `monitor.stop_on_collapse`; input masking and the anchor (`model.arch` base, small, tiny) prevent it.", message)  # fmt: skip

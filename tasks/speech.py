@@ -1,0 +1,56 @@
+"""What all tasks on batches of speech share: counting what was read, and refusing losses that are not numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from fairseq2.metrics import MetricBag, Sum
+from fairseq2.metrics.formatters import format_as_float, format_as_int
+from fairseq2.metrics.recorders import MetricDescriptor
+from fairseq2.recipe.error import RecipeError
+from fairseq2.runtime.dependency import DependencyContainer
+from torch import Tensor
+
+from jepa_tok._fairseq2.speech_reader import SpeechBatch
+
+SPEECH_METRICS = [
+    MetricDescriptor("audio_seconds", "Audio (s)", 800, format_as_float, log=False),
+    MetricDescriptor("total_audio_seconds", "Total Audio (s)", 801, format_as_float, log=False),
+    MetricDescriptor("total_unreadable", "Unreadable Clips", 802, format_as_int),
+]
+
+
+def float_metric(name: str, display: str, priority: int, *, higher_better: bool = False) -> MetricDescriptor:
+    """A metric that is logged with six digits."""
+    return MetricDescriptor(name, display, priority, partial(format_as_float), higher_better=higher_better)
+
+
+def register_metrics(container: DependencyContainer, metrics: Iterable[MetricDescriptor]) -> None:
+    """Registers display names, so that logs, JSONL, TensorBoard and `regime.score_metric` know the metrics."""
+    for metric in metrics:
+        container.collection.register_instance(MetricDescriptor, metric)
+
+
+def add_speech_metrics(bag: MetricBag) -> None:
+    """Adds the counters that `update_speech_metrics` updates."""
+    for name in ("num_examples", "audio_seconds", "total_audio_seconds", "total_unreadable"):
+        bag.add(name, Sum())
+
+
+def update_speech_metrics(bag: MetricBag, batch: SpeechBatch) -> None:
+    """Counts clips and seconds read, and clips that could not be."""
+    bag.get("num_examples", Sum).update(len(batch.ids))
+    bag.get("audio_seconds", Sum).update(batch.seconds)
+    bag.get("total_audio_seconds", Sum).update(batch.seconds)
+    bag.get("total_unreadable", Sum).update(batch.unreadable)
+
+
+def require_finite(loss: Tensor, step: int, batch: SpeechBatch) -> None:
+    """RecipeError, naming step and clips, where the loss is not a number: no such weight ever reaches a checkpoint."""
+    if not bool(torch.isfinite(loss)):
+        clips = ", ".join(batch.ids[:4]) + (", ..." if len(batch.ids) > 4 else "")
+        raise RecipeError(
+            f"the loss must be finite, but is {float(loss)} at step {step} (clips {clips}); lower the learning rate, set `trainer.max_grad_norm`, or resume from the last checkpoint with bf16."
+        )
