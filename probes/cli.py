@@ -1,0 +1,188 @@
+"""Command line of the probes. Nothing heavy is imported before the arguments are known to be right."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jepa_tok.errors import JepaTokError
+
+_EXAMPLES = """examples:
+  python -m probes speaker --tokens exp/tokens --labels data/manifest.jsonl --out exp/probes/speaker
+  python -m probes emotion --tokens exp/tokens --labels data/manifest.jsonl --random-config tiny --out exp/probes/emotion
+  python -m probes asr --tokens exp/tokens --units char --out exp/probes/asr
+"""
+
+
+# Arguments that each probe's `prepare` and `run` take, by name.
+_PREPARE = {"asr": ["column"], "speaker": ["column", "rare"], "emotion": ["column", "speaker_column", "rare"]}
+_RUN = {
+    "asr": ["column", "speaker_column", "split_column", "units", "spm_size", "context", "epochs", "device"],
+    "speaker": ["column", "split_column", "verification_column"],
+    "emotion": ["column", "speaker_column", "split_column", "folds"],
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all three probes."""
+    top = argparse.ArgumentParser(
+        prog="python -m probes",
+        description="Linear probes on packed tokens, beside their controls: untrained tokenizer, log-mels, shuffled labels, chance.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    tasks = top.add_subparsers(dest="task", required=True, metavar="asr|speaker|emotion")
+    about = {
+        "asr": "word and character error rates of a linear CTC head at 47.5 positions a second",
+        "speaker": "closed-set identification accuracy, and verification EER",
+        "emotion": "unweighted average recall and macro F1 on speakers that were not trained on",
+    }
+    columns = {"asr": "text", "speaker": "speaker", "emotion": "emotion"}
+    for task, line in about.items():
+        p = tasks.add_parser(
+            task, help=line, description=line, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        p.add_argument("--tokens", required=True, help="folder of token shards, or one parquet file")
+        p.add_argument(
+            "--labels",
+            help="JSONL or TSV manifest, or Kaldi data dir, with the same ids; default: the shards' own columns",
+        )
+        p.add_argument("--out", required=True, help="folder for results.json and results.md")
+        p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+        p.add_argument(
+            "--label-column", dest="column", default=columns[task], metavar="NAME", help=f"default: {columns[task]}"
+        )
+        p.add_argument(
+            "--split-column", metavar="NAME", help="column with train, dev and test; default: see the probe's report"
+        )
+        control = p.add_mutually_exclusive_group()
+        control.add_argument(
+            "--random-tokens",
+            metavar="DIR",
+            help="tokens of the same audio by an untrained tokenizer of the same shape",
+        )
+        control.add_argument(
+            "--random-config",
+            metavar="NAME",
+            help="make such tokens, one tokenizer a seed, from the labels' audio paths",
+        )
+        if task != "speaker":
+            p.add_argument("--speaker-column", default="speaker", metavar="NAME", help="default: speaker")
+        if task != "asr":
+            p.add_argument("--transitions", action="store_true", help="pool pairs of successive digits too")
+            p.add_argument(
+                "--drop-rare",
+                dest="rare",
+                action="store_true",
+                help="leave classes of too few utterances out instead of refusing",
+            )
+        if task == "speaker":
+            p.add_argument(
+                "--verification-column",
+                metavar="NAME",
+                help="column that divides by speaker; default: `split` where it does",
+            )
+        if task == "emotion":
+            p.add_argument("--folds", type=_positive, default=5, metavar="N", help="default: 5, at most one a speaker")
+        if task == "asr":
+            p.add_argument(
+                "--units",
+                choices=("char", "spm"),
+                default="char",
+                help="characters, or sentencepiece trained on the training transcripts",
+            )
+            p.add_argument(
+                "--spm-size", type=_positive, default=128, metavar="N", help="sentencepiece units; default: 128"
+            )
+            p.add_argument(
+                "--context",
+                type=_natural,
+                default=1,
+                metavar="N",
+                help="neighbouring frames the head sees on each side; default: 1",
+            )
+            p.add_argument("--epochs", type=_positive, default=30, metavar="N", help="default: 30")
+            p.add_argument("--device", default="cpu", help="torch device; default: cpu")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one probe; returns the exit status: 0, or 2 where input or arguments do not allow it."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_args(given)
+    try:
+        run(args, given)
+    except JepaTokError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as e:
+        if e.name not in ("sklearn", "jiwer", "sentencepiece", "pyarrow"):
+            raise
+        print(
+            f"error: The probes need the package `{e.name}`, which is not installed: pip install 'jepa-tok[probes]'.",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """Runs one probe, writes and prints its results, and returns them.
+
+    Raises JepaTokError where tokens, labels, splits or the output folder do not allow it.
+    """
+    from probes import data as d
+    from probes import inputs, results
+
+    start = time.monotonic()
+    if len(set(args.seeds)) != len(args.seeds) or min(args.seeds) < 0:
+        raise d.ProbeError(f"`--seeds` must be different numbers from 0 up, but are {' '.join(map(str, args.seeds))}.")
+    out = Path(args.out)
+    results.check_out(out, args.task)
+    data = d.load(args.tokens, args.labels)
+    probe = importlib.import_module(f"probes.{args.task}")
+    data = probe.prepare(data, **{name: getattr(args, name) for name in _PREPARE[args.task]})
+    sources = inputs.sources(
+        data,
+        random_tokens=args.random_tokens,
+        random_config=args.random_config,
+        transitions=getattr(args, "transitions", False),
+    )
+    outcome = probe.run(data, sources, args.seeds, **{name: getattr(args, name) for name in _RUN[args.task]})
+    found = results.report(
+        outcome,
+        argv=list(argv),
+        seeds=args.seeds,
+        counts=data.counts,
+        tokens={
+            "path": str(args.tokens),
+            "labels": args.labels,
+            "hash": data.meta.hash,
+            "frame_rate": data.meta.frame_rate,
+        },
+        seconds=time.monotonic() - start,
+    )
+    results.write(out, found)
+    left = data.counts.get("without_label_row", 0)
+    if left:
+        print(f"left out: {left} utterances without a row in the labels; results.json lists them", file=sys.stderr)
+    print(results.console(found))
+    print(f"written: {out / 'results.json'}, {out / 'results.md'}")
+    return found
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, but is {text!r}")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 up, but is {text!r}")
+    return int(text)

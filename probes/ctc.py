@@ -1,0 +1,188 @@
+"""The linear CTC head of the ASR probe: one matrix from the digits of a frame and its neighbours to every slot's labels.
+
+    B clips   T frames   F features of a frame   G slots of a frame   V labels, the blank among them   P = T * G positions
+
+A frame lasts 400 ms and may hold several letters, so a head that emits one label a frame could not spell. Each frame
+therefore has G slots in a row, as many as it has tokens: 47.5 positions a second. Slot g of frame t has the logits
+
+    b_g + W_g · [x(t - c), ..., x(t), ..., x(t + c)]
+
+with x the one-hot digits of a frame: every slot sees all digits, and has weights of its own since it stands for its own
+part of the frame. W_g times one-hot digits is the sum of a label embedding for each digit, and b_g embeds the position in
+the frame; nothing in it is non-linear. (A head in which slot g saw token g alone would mistake the order of the packed
+groups for an order in time: all 19 tokens of a frame describe the same 400 ms.) Inputs are centred and scaled by constants of
+the training part, an affine map that changes nothing of this.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Rows = Sequence[int] | np.ndarray
+
+BLANK = 0
+
+GRID: tuple[tuple[float, float], ...] = ((0.01, 0.01), (0.003, 0.01), (0.01, 0.3))
+"""(learning rate, weight decay) pairs that are tried; the one with the least character error rate on dev is kept."""
+
+BATCH_FRAMES = 320  # frames of a batch, padding counted: 128 s
+MIN_SCALE = 0.05  # features that vary less than this are not blown up
+
+
+class SlotHead(nn.Module):
+    """Frames [B, T, F] -> log-probabilities [P, B, V], linear before the softmax."""
+
+    def __init__(self, mean: Tensor, scale: Tensor, slots: int, labels: int, context: int, seed: int) -> None:
+        super().__init__()
+        self.slots, self.labels, self.context = slots, labels, context
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+        self.map = nn.Linear((2 * context + 1) * len(mean), slots * labels)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.map.weight.normal_(0.0, 0.01, generator=generator)
+            self.map.bias.zero_()
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x [B, T, F], frames in each clip [B] -> [T * G, B, V]; frames outside a clip count as the mean frame."""
+        inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # [B, T]
+        x = (x - self.mean) * self.scale * inside[..., None]
+        padded = F.pad(x, (0, 0, self.context, self.context))
+        x = torch.cat([padded[:, i : i + x.shape[1]] for i in range(2 * self.context + 1)], dim=-1)
+        logits = self.map(x).unflatten(-1, (self.slots, self.labels)).flatten(1, 2)  # [B, T * G, V]
+        return logits.log_softmax(-1).transpose(0, 1)
+
+
+@dataclass
+class Clips:
+    """What the head is trained and tested on: frames as the source stores them, and labels 1..V-1."""
+
+    frames: list[np.ndarray]
+    expand: Callable[[np.ndarray], np.ndarray]
+    """One clip's stored frames to float32 [T, F]."""
+
+    labels: list[list[int]]
+    slots: int
+
+    def fits(self, i: int) -> bool:
+        """Whether clip i has enough positions for its labels: one each, and a blank between equal neighbours."""
+        own = self.labels[i]
+        return 0 < len(own) + sum(a == b for a, b in itertools.pairwise(own)) <= len(self.frames[i]) * self.slots
+
+    def batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Padded frames [B, T, F] and lengths [B] in frames."""
+        parts = [torch.from_numpy(self.expand(self.frames[i])) for i in rows]
+        return nn.utils.rnn.pad_sequence(parts, batch_first=True), torch.tensor([len(p) for p in parts])
+
+    def batches(self, rows: Rows) -> list[list[int]]:
+        """`rows` by length, in batches of at most BATCH_FRAMES frames with padding."""
+        out: list[list[int]] = []
+        for i in sorted(rows, key=lambda i: len(self.frames[i])):
+            if not out or (len(out[-1]) + 1) * len(self.frames[i]) > BATCH_FRAMES:
+                out.append([])
+            out[-1].append(int(i))
+        return out
+
+
+def moments(clips: Clips, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Mean and scale [F] of the frames of `rows`: centred, of like deviation, and of length about one as a whole."""
+    total, squares, count = 0.0, 0.0, 0
+    for i in rows:
+        x = clips.expand(clips.frames[i]).astype(np.float64)
+        total, squares, count = total + x.sum(0), squares + (x * x).sum(0), count + len(x)
+    mean = np.asarray(total) / count
+    deviation = np.sqrt(np.maximum(np.asarray(squares) / count - mean**2, 0.0))
+    scale = 1.0 / np.maximum(deviation, MIN_SCALE) / math.sqrt(len(mean))
+    return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(scale.astype(np.float32))
+
+
+def train(
+    clips: Clips,
+    train_rows: Rows,
+    dev_rows: Rows,
+    *,
+    size: int,
+    context: int,
+    epochs: int,
+    lr: float,
+    decay: float,
+    seed: int,
+    device: str,
+) -> tuple[SlotHead, float]:
+    """Trains a head by AdamW with a falling rate; returns the epoch's weights with the least CTC loss on dev, and that loss.
+
+    `size` is V. The order of the batches and the first weights come from `seed`.
+    """
+    rows = [int(i) for i in train_rows if clips.fits(int(i))]
+    checks = [int(i) for i in dev_rows if clips.fits(int(i))]
+    head = SlotHead(*moments(clips, rows), clips.slots, size, context, seed).to(device)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=decay)
+    batches = clips.batches(rows)
+    rng = np.random.default_rng([seed, 6])
+    best, state = math.inf, copy.deepcopy(head.state_dict())
+    step, steps = 0, epochs * len(batches)
+    for _ in range(epochs):
+        head.train()
+        for k in rng.permutation(len(batches)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+            loss = ctc_loss(head, clips, batches[k], device) / len(batches[k])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(head.parameters(), 5.0)
+            optimizer.step()
+            step += 1
+        value = evaluate(head, clips, checks, device)
+        if value < best:
+            best, state = value, copy.deepcopy(head.state_dict())
+    head.load_state_dict(state)
+    return head, best
+
+
+def ctc_loss(head: SlotHead, clips: Clips, rows: Rows, device: str) -> Tensor:
+    """Sum over `rows` of each clip's CTC loss divided by its number of labels."""
+    x, lengths = clips.batch(rows)
+    target = torch.tensor([u for i in rows for u in clips.labels[i]])
+    sizes = torch.tensor([len(clips.labels[i]) for i in rows])
+    log_probs = head(x.to(device), lengths.to(device))
+    losses = F.ctc_loss(
+        log_probs, target.to(device), (lengths * clips.slots).to(device), sizes.to(device), BLANK, reduction="none"
+    )
+    return (losses / sizes.to(device)).sum()
+
+
+@torch.no_grad()
+def evaluate(head: SlotHead, clips: Clips, rows: Rows, device: str) -> float:
+    """Mean CTC loss per label of `rows`."""
+    head.eval()
+    total = sum(float(ctc_loss(head, clips, batch, device)) for batch in clips.batches(rows))
+    return total / max(len(rows), 1)
+
+
+@torch.no_grad()
+def transcribe(head: SlotHead, clips: Clips, rows: Rows, device: str) -> list[list[int]]:
+    """Greedy labels of each of `rows`, in their order: the best at each position, repeats merged, blanks dropped."""
+    head.eval()
+    found: dict[int, list[int]] = {}
+    for batch in clips.batches(rows):
+        x, lengths = clips.batch(batch)
+        best = head(x.to(device), lengths.to(device)).argmax(-1).T.cpu()  # [B, P]
+        for i, path, frames in zip(batch, best, lengths.tolist()):
+            found[i] = collapse(path[: frames * clips.slots].tolist())
+    return [found[int(i)] for i in rows]
+
+
+def collapse(path: Sequence[int]) -> list[int]:
+    """The labels of a CTC path: repeats merged, then blanks dropped."""
+    return [u for k, u in enumerate(path) if u != BLANK and (k == 0 or u != path[k - 1])]

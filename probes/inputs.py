@@ -1,0 +1,218 @@
+"""What the heads read: the tokens, and the controls that get the same head and the same pooling.
+
+`tokens`, `random` (an untrained tokenizer's tokens) and `logmel` each give frames [T, F] and one pooled vector [F'] for
+each utterance. A control that cannot be had is kept as `Missing`, with the reason, so that every table tells of it.
+
+    N utterances   T frames   D code dimensions   F features
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from probes import features
+from probes.data import ProbeData, ProbeError, read_tokens
+
+
+class Source(Protocol):
+    """One input of the heads."""
+
+    name: str
+    note: str
+
+    def pooled(self, seed: int) -> np.ndarray:
+        """float32 [N, F']: one vector an utterance."""
+        ...
+
+    def frames(self, seed: int) -> tuple[list[np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+        """N compact arrays of T frames each, and the function that makes float32 [T, F] of one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A control that is not available, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass
+class Codes:
+    """Codes of each utterance; `by_seed` where each seed has a tokenizer of its own."""
+
+    name: str
+    radices: tuple[int, ...]
+    by_seed: Callable[[int], list[np.ndarray]]
+    note: str = ""
+    transitions: bool = False
+    _pooled: dict[int, tuple[list[np.ndarray], np.ndarray]] = field(default_factory=dict, repr=False)
+
+    def pooled(self, seed: int) -> np.ndarray:
+        """float32 [N, F']: `features.pool_codes` of each utterance."""
+        codes = self.by_seed(seed)
+        known = self._pooled.get(id(codes))  # seeds that share their codes share the vectors
+        if known is None:
+            x = np.stack([features.pool_codes(c, self.radices, transitions=self.transitions) for c in codes])
+            known = self._pooled[id(codes)] = (codes, x)
+        return known[1]
+
+    def frames(self, seed: int) -> tuple[list[np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+        """Codes [T, D], and their one-hot form [T, sum of radices]."""
+        return self.by_seed(seed), lambda codes: features.one_hot(codes, self.radices)
+
+
+@dataclass
+class Mels:
+    """Log-mels of each utterance, in the frames of the tokens."""
+
+    read: Callable[[int, int], np.ndarray]
+    """(utterance, number of filters) -> float32 [T, subframes, filters]."""
+
+    size: int
+    name: str = "logmel"
+    note: str = ""
+    _pooled: np.ndarray | None = field(default=None, repr=False)
+    _frames: list[np.ndarray] | None = field(default=None, repr=False)
+
+    POOLED_FILTERS, FRAME_FILTERS = 128, 40
+
+    def pooled(self, seed: int) -> np.ndarray:
+        """float32 [N, F']: `features.pool_mels` of 128 log-mels, averaged within each frame."""
+        if self._pooled is None:
+            rows = self._progress(self.POOLED_FILTERS)
+            self._pooled = np.stack([features.pool_mels(m.mean(1)) for m in rows])
+        return self._pooled
+
+    def frames(self, seed: int) -> tuple[list[np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+        """40 log-mels of each sub-frame: [T, subframes * 40]."""
+        if self._frames is None:
+            self._frames = [m.reshape(len(m), -1) for m in self._progress(self.FRAME_FILTERS)]
+        return self._frames, lambda mels: mels
+
+    def _progress(self, filters: int) -> list[np.ndarray]:
+        return [self.read(i, filters) for i in progress(range(self.size), "log-mels")]
+
+
+def progress(items: Any, what: str) -> Any:
+    """`items` with a progress bar on stderr where it is a terminal."""
+    return tqdm(items, desc=what, leave=False, disable=not sys.stderr.isatty())
+
+
+def sources(
+    data: ProbeData,
+    *,
+    random_tokens: str | Path | None = None,
+    random_config: str | None = None,
+    transitions: bool = False,
+) -> list[Source | Missing]:
+    """Tokens, random and logmel, in this order.
+
+    Raises ProbeError where random tokens do not fit the tokens, AudioError where audio that exists cannot be read.
+    """
+    out: list[Source | Missing] = [Codes("tokens", data.radices, lambda seed: data.codes, transitions=transitions)]
+    unreachable = _unreachable(data)
+    if random_tokens is not None:
+        codes = _random_from_shards(data, random_tokens)
+        out.append(
+            Codes(
+                "random",
+                data.radices,
+                lambda seed: codes,
+                f"one untrained tokenizer, from '{random_tokens}'",
+                transitions,
+            )
+        )
+    elif random_config is None:
+        out.append(Missing("random", "not available: neither `--random-tokens` nor `--random-config` was given"))
+    elif unreachable:
+        out.append(Missing("random", f"not available: {unreachable}"))
+    else:
+        cache: dict[int, list[np.ndarray]] = {}
+        name = random_config
+
+        def tokenize(seed: int) -> list[np.ndarray]:
+            if seed not in cache:
+                cache[seed] = _random_from_audio(data, name, seed)
+            return cache[seed]
+
+        note = f"untrained `{name}` tokenizers, a new one for each seed"
+        out.append(Codes("random", data.radices, tokenize, note, transitions))
+    if unreachable:
+        out.append(Missing("logmel", f"not available: {unreachable}"))
+    else:
+        note = "without transitions" if transitions else ""
+        out.append(Mels(lambda i, filters: _mels(data, i, filters), len(data), note=note))
+    return out
+
+
+def _unreachable(data: ProbeData) -> str:
+    """Why audio cannot be read; empty where it can."""
+    paths = [row.get("path") for row in data.info]
+    if not any(paths):
+        return "the labels name no audio paths"
+    lost = [i for i, p in enumerate(paths) if not p or not Path(str(p)).is_file()]
+    if lost:
+        first = lost[0]
+        return f"audio of {len(lost)} of {len(data)} utterances is not at its path (the first is '{data.ids[first]}')"
+    return ""
+
+
+def _random_from_shards(data: ProbeData, path: str | Path) -> list[np.ndarray]:
+    other = read_tokens(path)
+    if other.radices != data.radices:
+        raise ProbeError(
+            f"`--random-tokens` must have the dimensions and levels of `--tokens`, but '{path}' has others."
+        )
+    rows = {name: i for i, name in enumerate(other.ids)}
+    codes = []
+    for name, own in zip(data.ids, data.codes):
+        if name not in rows:
+            raise ProbeError(f"`--random-tokens` must hold every utterance of `--tokens`, but '{path}' lacks '{name}'.")
+        codes.append(other.codes[rows[name]])
+        if len(codes[-1]) != len(own):
+            raise ProbeError(
+                f"`--random-tokens` must have as many frames as `--tokens`, but '{name}' has {len(codes[-1])} instead of "
+                f"{len(own)} in '{path}'; make them with an untrained tokenizer of the same configuration."
+            )
+    return codes
+
+
+def _random_from_audio(data: ProbeData, config: str, seed: int) -> list[np.ndarray]:
+    from jepa_tok import SpeechTokenizer
+
+    tokenizer = SpeechTokenizer.from_config(config, seed=seed)
+    if tuple(tokenizer.config.quantizer.radices) != data.radices:
+        raise ProbeError(
+            f"`--random-config` must have the dimensions and levels of the tokens, but '{config}' has others."
+        )
+    codes = []
+    for i in progress(range(len(data)), f"untrained tokenizer, seed {seed}"):
+        wave = _wave(data, i, tokenizer.sample_rate)
+        codes.append(tokenizer.encode(wave, sample_rate=tokenizer.sample_rate).codes.numpy().astype(np.uint16))
+    return codes
+
+
+def _wave(data: ProbeData, i: int, sample_rate: int) -> Any:
+    from jepa_tok.audio import load_audio
+
+    row = data.info[i]
+    return load_audio(str(row["path"]), sample_rate, start=row.get("start"), end=row.get("end"))
+
+
+def _mels(data: ProbeData, i: int, filters: int) -> np.ndarray:
+    rate, hop = data.meta.sample_rate, data.meta.hop
+    return features.mel_frames(_wave(data, i, rate), rate, hop, subframes_of(hop, rate), filters)
+
+
+def subframes_of(hop: int, sample_rate: int) -> int:
+    """Number of sub-frames, 20 ms or more each, that a frame of `hop` samples is cut into evenly."""
+    most = max(1, hop * 50 // sample_rate)
+    return next(n for n in range(most, 0, -1) if hop % n == 0)

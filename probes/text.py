@@ -1,0 +1,100 @@
+"""Transcripts: normalisation, units (characters or sentencepiece), word and character error rates.
+
+V units, without the blank
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Protocol
+
+from probes.data import ProbeError
+
+NORMALISATION = "NFKC, lower case, letters, digits and apostrophes kept, all else a space, spaces collapsed"
+
+
+def normalise(text: str) -> str:
+    """`text` as NORMALISATION says; both sides of every comparison pass through here."""
+    text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
+    kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
+    return re.sub(r"\s+", " ", kept).strip()
+
+
+class Units(Protocol):
+    """Maps normalised text to unit numbers 0..size-1 and back."""
+
+    size: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, units: Sequence[int]) -> str: ...
+
+
+class Characters:
+    """The characters of the training transcripts; others are left out of the labels."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.alphabet = sorted(set("".join(texts)))
+        self.size = len(self.alphabet)
+        self._number = {c: i for i, c in enumerate(self.alphabet)}
+
+    def encode(self, text: str) -> list[int]:
+        """Unit numbers of `text`."""
+        return [self._number[c] for c in text if c in self._number]
+
+    def decode(self, units: Sequence[int]) -> str:
+        """Text of unit numbers, spaces collapsed."""
+        return " ".join("".join(self.alphabet[u] for u in units).split())
+
+
+class SentencePieces:
+    """A sentencepiece unigram model of the training transcripts; small corpora get fewer pieces than `size`."""
+
+    def __init__(self, texts: Sequence[str], size: int) -> None:
+        import sentencepiece
+
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=model,
+                vocab_size=size,
+                model_type="unigram",
+                character_coverage=1.0,
+                hard_vocab_limit=False,
+                normalization_rule_name="identity",
+                bos_id=-1,
+                eos_id=-1,
+                pad_id=-1,
+                unk_id=0,
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as e:
+            reason = " ".join(str(e).split())[-120:]
+            raise ProbeError(
+                f"`--spm-size` must suit the {len(texts)} training transcripts, but sentencepiece refuses {size}: {reason}"
+            ) from None
+        self._model = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+        self.size = self._model.vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Unit numbers of `text`."""
+        return [u for u in self._model.encode(text) if u != self._model.unk_id()]
+
+    def decode(self, units: Sequence[int]) -> str:
+        """Text of unit numbers, spaces collapsed."""
+        return " ".join(self._model.decode([int(u) for u in units if u != self._model.unk_id()]).split())
+
+
+def error_rates(truth: Sequence[str], guess: Sequence[str]) -> dict[str, float]:
+    """`wer` and `cer` over all utterances together (jiwer): edits divided by words, or characters, of `truth`.
+
+    Both sides are normalised already; an empty guess counts as deletions.
+    """
+    import jiwer
+
+    return {"wer": float(jiwer.wer(list(truth), list(guess))), "cer": float(jiwer.cer(list(truth), list(guess)))}

@@ -1,0 +1,135 @@
+"""The CTC head: it is linear, padding does not matter, and it learns to spell from planted digits."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from probes import ctc
+from probes.cli import main
+from probes.data import ProbeError
+from probes.features import one_hot
+from probes.text import Characters, SentencePieces, error_rates, normalise
+
+RADICES = (4,) * 6
+
+
+def _clips(lengths: list[int], slots: int = 3) -> ctc.Clips:
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 4, (n, 6)).astype(np.uint16) for n in lengths]
+    labels = [rng.integers(1, 5, n).tolist() for n in lengths]
+    return ctc.Clips(frames, lambda codes: one_hot(codes, RADICES), labels, slots)
+
+
+def _head(context: int = 1) -> ctc.SlotHead:
+    head = ctc.SlotHead(torch.zeros(24), torch.ones(24), 3, 5, context, 0)
+    torch.nn.init.normal_(head.map.weight)
+    return head
+
+
+def test_padding_does_not_matter() -> None:
+    clips, head = _clips([2, 5, 3]), _head()
+    together = head(*clips.batch([0, 1, 2]))
+    for k, i in enumerate([0, 1, 2]):
+        alone = head(*clips.batch([i]))
+        assert torch.allclose(together[: len(alone), k], alone[:, 0], atol=1e-5)
+
+
+def test_logits_add_up_over_digits() -> None:
+    """Linear means linear: with logits taken before the softmax, each digit adds its own share."""
+    clips, head = _clips([4]), _head()
+    x, _ = clips.batch([0])
+    whole = head.map(torch.nn.functional.pad(x, (0, 0, 1, 1))[:, 1:3].reshape(1, -1).repeat(1, 2)[:, :72])
+    parts = torch.zeros_like(whole)
+    flat = torch.nn.functional.pad(x, (0, 0, 1, 1))[:, 1:3].reshape(1, -1).repeat(1, 2)[:, :72]
+    for column in flat[0].nonzero().flatten():
+        parts += head.map.weight[:, column]
+    assert torch.allclose(whole, parts + head.map.bias, atol=1e-4)
+
+
+@pytest.mark.parametrize("context", [0, 1, 2])
+def test_a_slot_sees_its_frame_and_its_neighbours_alone(context: int) -> None:
+    clips, head = _clips([9]), _head(context)
+    before = head(*clips.batch([0])).unflatten(0, (9, 3))
+    clips.frames[0][4] = (clips.frames[0][4] + 1) % 4
+    moved = (head(*clips.batch([0])).unflatten(0, (9, 3)) - before).abs().amax((1, 2, 3)) > 1e-6
+    assert moved.nonzero().flatten().tolist() == list(range(4 - context, 5 + context))
+
+
+@given(st.lists(st.integers(0, 3), max_size=12))
+def test_collapse(path: list[int]) -> None:
+    out = ctc.collapse(path)
+    assert 0 not in out
+    spelled = [0]
+    for u in out:  # a path that spells `out` collapses to it again
+        spelled += [u, u, 0]
+    assert ctc.collapse(spelled) == out
+    merged = [u for k, u in enumerate(path) if k == 0 or u != path[k - 1]]
+    assert out == [u for u in merged if u]
+
+
+def test_fits_counts_blanks_between_equal_labels() -> None:
+    clips = _clips([1, 1, 1], slots=3)
+    clips.labels = [[1, 2, 3], [1, 1, 2], []]
+    assert [clips.fits(i) for i in range(3)] == [True, False, False]
+
+
+def test_batches_hold_every_clip_once() -> None:
+    clips = _clips([3, 200, 150, 5, 320, 400, 1])
+    batches = clips.batches(range(7))
+    assert sorted(i for b in batches for i in b) == list(range(7))
+    for b in batches:
+        assert len(b) == 1 or len(b) * max(len(clips.frames[i]) for i in b) <= ctc.BATCH_FRAMES
+
+
+def test_text() -> None:
+    assert normalise("Don\u2019t — PANIC!  42\tÄÖ") == "don't panic 42 äö"
+    units = Characters(["ab c", "cab"])
+    assert units.decode(units.encode("ca z b")) == "ca b"  # z is not among the training characters
+    assert error_rates(["a b", "c"], ["a", ""]) == {"wer": pytest.approx(2 / 3), "cer": pytest.approx(3 / 4)}
+    texts = [normalise(t) for t in ("the cat sat", "a cat on the mat", "the mat sat")] * 4
+    pieces = SentencePieces(texts, 30)
+    assert all(pieces.decode(pieces.encode(t)) == t for t in texts)
+    with pytest.raises(ProbeError, match="`--spm-size` must suit"):
+        SentencePieces(texts, 3)
+
+
+@pytest.fixture
+def spelled(write_shards: Any, tmp_path: Path) -> Path:
+    """Shards of 4-slot frames, each spelling two letters of an alphabet of 7 and a space: a letter is two digits."""
+    draw, codes, info = random.Random(0), {}, {}
+    table = {c: (k // 4, k % 4) for k, c in enumerate("abdeist ")}
+    for n in range(150):
+        words = [draw.choice(["bad", "tea", "site", "is", "seat", "diet", "a"]) for _ in range(draw.randint(3, 6))]
+        text = " ".join(words)
+        text += "s" * (len(text) % 2)
+        frames = np.random.default_rng(n).integers(0, 4, (len(text) // 2, 28))
+        for t in range(len(frames)):
+            frames[t, 2:4], frames[t, 9:11] = table[text[2 * t]], table[text[2 * t + 1]]
+        codes[f"u{n:03d}"] = frames
+        info[f"u{n:03d}"] = {"text": text.upper() + ".", "speaker": f"s{n % 5}"}
+    return write_shards(tmp_path / "tokens", codes, info)
+
+
+@pytest.mark.parametrize("units", ["char", "spm"])
+def test_planted_alphabet_is_learnt(units: str, spelled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    argv = ["asr", "--tokens", spelled, "--out", out, "--seeds", 0, "--epochs", 25, "--units", units, "--spm-size", 20]
+    assert main([str(a) for a in argv]) == 0
+    found = json.loads((out / "results.json").read_text())
+    cer = {r["input"]: r["metrics"]["cer"]["mean"] for r in found["rows"] if r["available"]}
+    assert set(cer) == {"tokens", "shuffled", "chance", "majority"}
+    limit = 0.1 if units == "char" else 0.4
+    assert cer["tokens"] < limit
+    assert cer["shuffled"] > 0.5
+    assert found["splits"]["speakers_in_train_and_test"] == 0
+    assert found["better"] == {"wer": "lower", "cer": "lower"} and found["settings"]["positions_per_second"] == 10.0
+    assert len(found["settings"]["examples"]) == 5

@@ -1,0 +1,173 @@
+"""Speaker and emotion from the command line: a planted signal is found, luck stays luck, results have one shape."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from probes.cli import main
+from probes.results import ROWS
+
+
+def _run(*argv: object) -> dict[str, Any]:
+    given = [str(a) for a in argv]
+    assert main(given) == 0
+    return json.loads((Path(given[given.index("--out") + 1]) / "results.json").read_text())
+
+
+def _mean(results: dict[str, Any], row: str, metric: str) -> float:
+    return next(r for r in results["rows"] if r["input"] == row)["metrics"][metric]["mean"]
+
+
+def check_shape(results: dict[str, Any], seeds: int) -> None:
+    """What the report relies on."""
+    assert results["format"] == "jepa-tok-probe/1"
+    assert [r["input"] for r in results["rows"]] == list(ROWS)
+    for row in results["rows"]:
+        assert set(row) == {"input", "available", "metrics", "note"}
+        assert row["available"] or (not row["metrics"] and "not available" in row["note"])
+        for name, metric in row["metrics"].items():
+            assert name in results["better"]
+            assert len(metric["values"]) == seeds
+            assert min(metric["values"]) <= metric["mean"] <= max(metric["values"]) and metric["std"] >= 0
+    for key in ("command", "commit", "seeds", "versions", "counts", "splits", "settings", "tokens", "notes"):
+        assert key in results
+    assert results["command"].startswith("python -m probes ")
+
+
+def test_speaker_is_found_and_shuffled_is_not(tmp_path: Path, write_shards: Any, planted: Any) -> None:
+    codes, info = planted()
+    tokens = write_shards(tmp_path / "tokens", codes, info)
+    noise = write_shards(tmp_path / "noise", planted(signal=0.0, seed=1)[0])
+    # Frame counts are drawn by seed: random tokens must have those of the tokens.
+    assert main(["speaker", "--tokens", str(tokens), "--random-tokens", str(noise), "--out", str(tmp_path / "o")]) == 2
+    noise = write_shards(
+        tmp_path / "noise2", {k: planted(signal=0.0, seed=1)[0][k][:1].repeat(len(v), 0) for k, v in codes.items()}
+    )
+    found = _run("speaker", "--tokens", tokens, "--random-tokens", noise, "--out", tmp_path / "out")
+    check_shape(found, 3)
+    assert _mean(found, "tokens", "accuracy") > 0.8
+    assert _mean(found, "tokens", "eer_cosine") < 0.2
+    assert _mean(found, "tokens", "eer") < 0.4  # LDA of five training speakers has four axes
+    assert _mean(found, "shuffled", "accuracy") < 0.25
+    assert _mean(found, "random", "accuracy") < 0.3
+    assert abs(_mean(found, "shuffled", "eer") - 0.5) < 0.1
+    assert _mean(found, "chance", "accuracy") == pytest.approx(0.1)
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "| logmel | - | - | - | not available: the labels name no audio paths |" in table
+
+
+def test_emotion_is_found_on_new_speakers(tmp_path: Path, write_shards: Any, planted: Any) -> None:
+    codes, info = planted()
+    tokens = write_shards(tmp_path / "tokens", codes)
+    labels = tmp_path / "labels.tsv"
+    labels.write_text(
+        "id\tspeaker\temotion\n" + "".join(f"{k}\t{v['speaker']}\t{v['emotion']}\n" for k, v in info.items())
+    )
+    found = _run("emotion", "--tokens", tokens, "--labels", labels, "--out", tmp_path / "out", "--seeds", 0, 1)
+    check_shape(found, 2)
+    assert _mean(found, "tokens", "uar") > 0.8
+    assert _mean(found, "tokens", "macro_f1") > 0.8
+    assert _mean(found, "shuffled", "uar") < 0.5
+    assert _mean(found, "majority", "uar") == pytest.approx(1 / 3, abs=1e-6)
+    assert found["settings"]["C_chosen"]["tokens"]
+
+
+def test_same_seed_same_numbers(tmp_path: Path, write_shards: Any, planted: Any) -> None:
+    codes, info = planted(6, 9)
+    tokens = write_shards(tmp_path / "tokens", codes, info)
+    first = _run("emotion", "--tokens", tokens, "--out", tmp_path / "a", "--seeds", 3, "--folds", 3)
+    second = _run("emotion", "--tokens", tokens, "--out", tmp_path / "b", "--seeds", 3, "--folds", 3)
+    assert first["rows"] == second["rows"]
+
+
+def test_given_splits_are_used(tmp_path: Path, write_shards: Any, planted: Any) -> None:
+    codes, info = planted(12, 9)
+    for row in info.values():
+        number = int(row["speaker"][1:])
+        row["split"] = "train" if number < 6 else "dev" if number < 8 else "test"
+    for i, row in enumerate(info.values()):
+        row["split_utt"] = ["train", "train", "train", "dev", "test"][i % 5]
+    tokens = write_shards(tmp_path / "tokens", codes, info)
+    found = _run("speaker", "--tokens", tokens, "--out", tmp_path / "speaker", "--seeds", 0)
+    assert "`split_utt`" in found["splits"]["identification"]
+    assert "4 speakers held out by column `split`" in found["splits"]["verification"]
+    found = _run("emotion", "--tokens", tokens, "--out", tmp_path / "emotion", "--seeds", 0, "--split-column", "split")
+    assert "54 train, 18 dev, 36 test" in found["splits"]["speaker_disjoint"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["speaker", "--label-column", "who"], "The label column `who` must be in the token shards or in `--labels`"),
+        (["speaker", "--split-column", "split"], "Closed-set identification must test speakers that it trains on"),
+        (["speaker", "--verification-column", "split_utt"], "must not share speakers"),
+        (["emotion", "--split-column", "split_utt"], "must not share speakers"),
+        (["emotion", "--split-column", "none"], "The label column `none`"),
+        (["emotion", "--label-column", "one"], "at least 2 classes, but has 1"),
+        (["emotion", "--label-column", "rare"], "at least 2 utterances, but 1 of 2"),
+        (["emotion", "--speaker-column", "one"], "takes at least 3"),
+        (["speaker", "--seeds", "1", "1"], "`--seeds` must be different numbers"),
+        (["speaker", "--labels", "absent.jsonl"], "no such file"),
+        (["asr"], "The label column `text`"),
+    ],
+)
+def test_what_must_not_be_is_refused_in_one_line(
+    argv: list[str], message: str, tmp_path: Path, write_shards: Any, planted: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes, info = planted(6, 6)
+    for i, row in enumerate(info.values()):
+        row["split"] = "train" if row["speaker"] < "s04" else "test"
+        row["split_utt"] = "train" if i % 3 else "test"
+        row["one"] = "same"
+        row["rare"] = "first" if i == 0 else "other"
+    tokens = write_shards(tmp_path / "tokens", codes, info)
+    assert main([*argv, "--tokens", str(tokens), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and err.startswith("error: ")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_tokens_without_labels_are_counted_or_refused(
+    tmp_path: Path, write_shards: Any, planted: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes, info = planted(6, 9)
+    tokens = write_shards(tmp_path / "tokens", codes)
+    rows = [json.dumps({"id": k, **v}) for k, v in info.items()]
+    most = tmp_path / "most.jsonl"
+    most.write_text("\n".join(rows[2:]) + "\n" + json.dumps({"id": "x", "speaker": "s"}))
+    found = _run("speaker", "--tokens", tokens, "--labels", most, "--out", tmp_path / "out", "--seeds", 0)
+    counts = found["counts"]
+    assert (counts["utterances"], counts["used"], counts["without_label_row"]) == (54, 52, 2)
+    assert counts["label_rows_without_tokens"] == 1 and counts["ids_without_label_row"] == ["s00-00", "s00-01"]
+    few = tmp_path / "few.jsonl"
+    few.write_text("\n".join(rows[:5]))
+    assert main(["speaker", "--tokens", str(tokens), "--labels", str(few), "--out", str(tmp_path / "b")]) == 2
+    assert "49 have no row" in capsys.readouterr().err
+
+
+def test_rare_classes_can_be_left_out(tmp_path: Path, write_shards: Any, planted: Any) -> None:
+    codes, info = planted(6, 9)
+    info["s00-00"]["speaker"] = "visitor"
+    tokens = write_shards(tmp_path / "tokens", codes, info)
+    argv = ["speaker", "--tokens", str(tokens), "--out", str(tmp_path / "out"), "--seeds", "0"]
+    assert main(argv) == 2
+    found = _run(*argv, "--drop-rare")
+    assert found["counts"]["dropped_classes"] == ["visitor"] and found["splits"]["speakers"] == 6
+
+
+def test_results_of_another_probe_are_not_overwritten(
+    tmp_path: Path, write_shards: Any, planted: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes, info = planted(6, 9)
+    tokens = write_shards(tmp_path / "tokens", codes, info)
+    argv = ["--tokens", str(tokens), "--out", str(tmp_path / "out"), "--seeds", "0"]
+    _run("speaker", *argv)
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    assert main(["emotion", *argv]) == 2
+    assert "holds results of `speaker`" in capsys.readouterr().err
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+    _run("speaker", *argv)  # its own it may
