@@ -36,7 +36,7 @@ class Counter:
         self.batches: list[list[int]] = []
         self.interrupt_at = interrupt_at
 
-    def encode(self, waves, sample_rate):
+    def encode(self, waves, sample_rate, batch_seconds):
         assert sample_rate == self.sample_rate
         self.batches.append([len(w) for w in waves])
         if len(self.batches) == self.interrupt_at:

@@ -16,17 +16,21 @@ if TYPE_CHECKING:
 OVERSHOOT = 0.5
 """Seconds by which a segment may end after its recording, as in Kaldi's extract-segments; it is cut there."""
 
+READ_AHEAD = 60.0
+"""Seconds of audio that are read at a time where clips are encoded one by one."""
+
 
 def encode_utterances(
-    utterances: Sequence[Utterance], tokenizer: Any, batch_seconds: float = 120.0, workers: int = 2
+    utterances: Sequence[Utterance], tokenizer: Any, batch_seconds: float | None = None, workers: int = 2
 ) -> Iterator[tuple[int, Tokens | AudioError]]:
     """Index and tokens of each utterance, shortest first; a bad file gives the AudioError in place of tokens.
 
-    While one batch is encoded, `workers` threads read the next.
+    Clips are encoded one at a time, or with `batch_seconds` in padded batches of up to that many seconds (see
+    SpeechTokenizer.encode). While one group is encoded, `workers` threads read the next.
     """
     from jepa_tok.audio import load_audio
 
-    if batch_seconds <= 0:
+    if batch_seconds is not None and batch_seconds <= 0:
         raise CorpusError(f"`batch_seconds` must be greater than 0, but is {batch_seconds} instead.")
     rate = tokenizer.sample_rate
 
@@ -43,7 +47,7 @@ def encode_utterances(
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         try:
-            batches = make_batches(list(pool.map(_seconds, utterances)), batch_seconds)
+            batches = make_batches(list(pool.map(_seconds, utterances)), batch_seconds or READ_AHEAD)
             ahead: list[Future[Any]] = []
             for number in range(len(batches) + 1):
                 waiting, ahead = ahead, []
@@ -55,7 +59,7 @@ def encode_utterances(
                 good = [(i, wave) for i, wave in loaded if not isinstance(wave, AudioError)]
                 yield from ((i, error) for i, error in loaded if isinstance(error, AudioError))
                 if good:
-                    tokens = tokenizer.encode([wave for _, wave in good], sample_rate=rate)
+                    tokens = tokenizer.encode([wave for _, wave in good], sample_rate=rate, batch_seconds=batch_seconds)
                     yield from zip([i for i, _ in good], tokens, strict=True)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

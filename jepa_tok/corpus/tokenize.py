@@ -76,7 +76,7 @@ def tokenize_corpus(
     *,
     split: str | None = None,
     where: str | Iterable[str] | None = None,
-    batch_seconds: float = 120.0,
+    batch_seconds: float | None = None,
     rows_per_shard: int = 500,
     strict: bool = False,
     retry_skipped: bool = False,
@@ -87,8 +87,9 @@ def tokenize_corpus(
 ) -> TokenizeSummary:
     """Tokenizes `source` (see `read_corpus`, also for `split` and `where`) into the folder `out`, or goes on with it.
 
-    `batch_seconds` bounds the audio in a batch, padding included; clips of like length share one. A bad file is
-    skipped, listed and counted; with `strict` the first one raises CorpusError. `retry_skipped` makes shards with
+    Clips are encoded one at a time, so that no id depends on what else is in the corpus; `batch_seconds` makes padded
+    batches of clips of like length, up to that many seconds: faster on a GPU, and equal but for the last bits of a float
+    (see SpeechTokenizer.encode), reproducibly so for one corpus and one `rows_per_shard`. A bad file is skipped, listed and counted; with `strict` the first one raises CorpusError. `retry_skipped` makes shards with
     skipped files anew; `overwrite` makes all of them anew. `progress`: None shows a bar on terminals, True always.
     Raises CorpusError where `out` belongs to another corpus, tokenizer or `rows_per_shard`, where another process is
     writing to it, and where not one utterance could be tokenized.
@@ -177,7 +178,7 @@ class CorpusRun:
         self,
         shards: Sequence[int],
         *,
-        batch_seconds: float = 120.0,
+        batch_seconds: float | None = None,
         strict: bool = False,
         progress: bool | None = None,
         workers: int = 2,

@@ -1,0 +1,43 @@
+"""`jepa-tok report`: one self-contained HTML page of a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jepa_tok.cli.common import add_overwrite_option, check_output
+from jepa_tok.errors import ConfigError, CorpusError
+
+
+def add_parser(verbs: Any) -> None:
+    """Adds the verb."""
+    parser = verbs.add_parser(
+        "report",
+        help="a page of curves, spectrograms and audio of a run",
+        description="Makes one self-contained HTML page of a run's folder: training curves, spectrograms, audio, probes.",
+        epilog="example: jepa-tok report runs/mini --out report.html",
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder of the run")
+    parser.add_argument("--out", metavar="OUT", type=Path, help="the page (default: RUN_DIR/report.html)")
+    add_overwrite_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds the page."""
+    if not args.run_dir.is_dir():
+        raise CorpusError(
+            f"{args.run_dir}: the run must be a folder, but is {'a file' if args.run_dir.exists() else 'not there'}."
+        )
+    out = args.out or args.run_dir / "report.html"
+    check_output(out, args.overwrite)
+    try:
+        from jepa_tok.report import build_report
+    except ModuleNotFoundError as e:
+        raise ConfigError(
+            f"`report` needs the package {e.name}; install it with `pip install 'jepa-tok[report]'`."
+        ) from None
+    build_report(args.run_dir, out)
+    print(out)
+    return 0
