@@ -22,13 +22,14 @@ POOL = 16
 def exact_inference(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation and inference mode at the weights' own precision, whatever the caller has set.
 
-    Training flags of `module` and its submodules, autocast and TF32 are put back as they were found.
+    Training flags of `module` and its submodules, autocast, TF32 and PyTorch's default dtype are put back as found.
     """
     training = [m for m in module.modules() if m.training]
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(_full_precision())
+        stack.enter_context(_usual_defaults())
         for m in training:
             m.training = False
         try:
@@ -51,6 +52,20 @@ def _full_precision() -> Iterator[None]:
     finally:
         for s, precision in zip(settings, before):
             s.fp32_precision = precision
+
+
+@contextmanager
+def _usual_defaults() -> Iterator[None]:
+    """Tables that layers make as they run (windows, filters) are float32 and made on the CPU, as in a fresh process."""
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 def padded_batches(

@@ -65,8 +65,8 @@ class SpeechTokenizer(nn.Module):
     def from_config(cls, config: str | TokenizerConfig | Mapping[str, Any], seed: int = 0) -> SpeechTokenizer:
         """An untrained tokenizer: a preset's name, a config, or a config as a nested dict.
 
-        The same seed gives the same weights on every machine; the global random state is left as it was. Raises
-        ConfigError for an unknown name or fields that contradict each other.
+        The same seed gives the same weights; the global random state is left as it was. Raises ConfigError for an unknown
+        name or fields that contradict each other.
         """
         if isinstance(config, str):
             config = tokenizer_config(config)
@@ -343,9 +343,9 @@ class SpeechTokenizer(nn.Module):
                 f"{name} must be of tokenizer {self.hash}, but is of {tokens.tokenizer} instead; `check=False` decodes it all the same."
             )
 
-    def extra_repr(self) -> str:
-        """One line for `print(tokenizer)`."""
-        return f"{self.config.name}: {self.frame_rate:g} Hz x {self.num_groups} tokens, {sum(p.numel() for p in self.parameters()):,} parameters"
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.parameters())
+        return f"SpeechTokenizer('{self.config.name}', {self.frame_rate:g} Hz x {self.num_groups} tokens, {size:,} parameters, {self.device})"
 
 
 def _name(index: int, single: bool) -> str:
