@@ -1,0 +1,176 @@
+"""Line charts, bars and strips as inline SVG; colours come from the page's CSS, so that dark and light themes both work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from jepa_tok.report.rundir import Curve
+
+WIDTH, HEIGHT = 380, 210
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 30
+
+
+@dataclass
+class Series:
+    """One line of a chart. `faint` lines are thin; `dots` shows each point; `slot` is the colour's number, 1 to 5."""
+
+    name: str
+    curve: Curve
+    slot: int = 1
+    faint: bool = False
+    dots: bool = False
+
+
+@dataclass
+class Level:
+    """A horizontal dashed line at `y` with a word on it."""
+
+    name: str
+    y: float
+
+
+def chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    note: str = "",
+    levels: Sequence[Level] = (),
+    zero: bool = False,
+    top: float | None = None,
+) -> str:
+    """A titled line chart over training steps; says so where no series has points.
+
+    :param zero: Whether the y axis starts at zero.
+    :param top: Least upper end of the y axis.
+    """
+    shown = [s for s in series if s.curve]
+    head = f"<figcaption><b>{escape(title)}</b>{_legend(shown)}</figcaption>"
+    foot = f'<p class="small">{escape(note)}</p>' if note else ""
+    if not shown:
+        return f'<figure class="chart">{head}<p class="missing">Not among the metrics of this run.</p></figure>'
+    ys = [y for s in shown for y in s.curve.y] + [level.y for level in levels]
+    low, high = (min([*ys, 0.0]) if zero else min(ys)), max(ys if top is None else [*ys, top])
+    low, high, ticks = _scale(low, high)
+    last = max(x for s in shown for x in s.curve.x)
+    first = min(x for s in shown for x in s.curve.x)
+    first = 0.0 if first < 0.3 * last else first
+    span = (last - first) or 1.0
+
+    def px(x: float) -> float:
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * (x - first) / span
+
+    def py(y: float) -> float:
+        return _TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - (y - low) / (high - low))
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    for tick in ticks:
+        parts.append(f'<path class="grid" d="M{_LEFT} {py(tick):.1f}H{WIDTH - _RIGHT}"/>')
+        parts.append(
+            f'<text class="tick" x="{_LEFT - 6}" y="{py(tick) + 3.5:.1f}" text-anchor="end">{_number(tick)}</text>'
+        )
+    _, _, steps = _scale(first, last, 5)
+    for tick in steps:
+        if first <= tick <= last:
+            parts.append(
+                f'<text class="tick" x="{px(tick):.1f}" y="{HEIGHT - 12}" text-anchor="middle">{_number(tick)}</text>'
+            )
+    parts.append(f'<text class="tick" x="{WIDTH - _RIGHT}" y="{HEIGHT - 1}" text-anchor="end">step</text>')
+    for level in levels:
+        y = py(level.y)
+        parts.append(f'<path class="level" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
+        parts.append(
+            f'<text class="leveltext" x="{WIDTH - _RIGHT - 2}" y="{y - 4:.1f}" text-anchor="end">{escape(level.name)} {_number(level.y)}</text>'
+        )
+    for s in shown:
+        points = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in zip(s.curve.x, s.curve.y))
+        parts.append(f'<polyline class="line s{s.slot}{" faint" if s.faint else ""}" points="{points}"/>')
+        if s.dots or len(s.curve.x) == 1:
+            for x, y in zip(s.curve.x, s.curve.y):
+                parts.append(
+                    f'<circle class="dot s{s.slot}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="3"><title>{escape(s.name)}, step {x:g}: {y:.4g}</title></circle>'
+                )
+    return f'<figure class="chart">{head}{"".join(parts)}</svg>{foot}</figure>'
+
+
+def _legend(series: Sequence[Series]) -> str:
+    """Name and last value of each line."""
+    items = "".join(
+        f'<span class="key"><i class="s{s.slot}{" faint" if s.faint else ""}"></i>{escape(s.name)} <span class="num">{s.curve.y[-1]:.3g}</span></span>'
+        for s in series
+    )
+    return f'<span class="keys">{items}</span>' if items else ""
+
+
+def usage_map(shares: Sequence[Sequence[float]]) -> str:
+    """Share of each level (rows, highest on top) in each dimension (columns): [D][levels]."""
+    count, levels = len(shares), max(len(column) for column in shares)
+    left, width, cell = 46, 920, 16
+    step = width / count
+    parts = [
+        f'<svg class="wide" viewBox="0 0 {left + width + 6} {levels * cell + 22}" role="img" aria-label="share of each level in each dimension">'
+    ]
+    for d, column in enumerate(shares):
+        for k, share in enumerate(column):
+            y = (levels - 1 - k) * cell
+            parts.append(
+                f'<rect class="heat" x="{left + d * step:.2f}" y="{y}" width="{step - 0.6:.2f}" height="{cell - 1}" style="fill-opacity:{0.06 + 0.94 * share:.3f}">'
+                f"<title>dimension {d}, level {k}: {100 * share:.1f} %</title></rect>"
+            )
+    for k in range(levels):
+        parts.append(
+            f'<text class="tick" x="{left - 6}" y="{(levels - 1 - k) * cell + 12}" text-anchor="end">level {k}</text>'
+        )
+    return "".join(parts) + _dimensions(count, left, step, levels * cell) + "</svg>"
+
+
+def bars(values: Sequence[float], label: str) -> str:
+    """One bar a dimension, values in 0..1."""
+    left, width, height = 46, 920, 64
+    step = width / len(values)
+    parts = [
+        f'<svg class="wide" viewBox="0 0 {left + width + 6} {height + 24}" role="img" aria-label="{escape(label)}">'
+    ]
+    for tick in (0.0, 0.5, 1.0):
+        y = 4 + height * (1 - tick)
+        parts.append(
+            f'<path class="grid" d="M{left} {y:.1f}h{width}"/><text class="tick" x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{tick:g}</text>'
+        )
+    for d, value in enumerate(values):
+        tall = max(height * value, 0.8)
+        parts.append(
+            f'<rect class="bar" x="{left + d * step:.2f}" y="{4 + height - tall:.2f}" width="{step - 1.2:.2f}" height="{tall:.2f}"><title>dimension {d}: {value:.3f}</title></rect>'
+        )
+    return "".join(parts) + _dimensions(len(values), left, step, height + 4) + "</svg>"
+
+
+def _dimensions(count: int, left: float, step: float, y: float) -> str:
+    every = max(1, 16 * round(count / 128)) if count > 32 else 4
+    return "".join(
+        f'<text class="tick" x="{left + (d + 0.5) * step:.1f}" y="{y + 14}" text-anchor="middle">{d}</text>'
+        for d in range(0, count, every)
+    )
+
+
+def _scale(low: float, high: float, count: int = 4) -> tuple[float, float, list[float]]:
+    """Ends of an axis that holds low..high, and its round ticks."""
+    if high - low < 1e-12 * max(abs(high), abs(low), 1e-6):
+        pad = 0.5 * abs(high) or 0.5
+        low, high = low - pad, high + pad
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    start = math.floor(low / step + 1e-9)
+    stop = math.ceil(high / step - 1e-9)
+    ticks = [k * step for k in range(start, stop + 1)]
+    return ticks[0], ticks[-1], ticks
+
+
+def _number(value: float) -> str:
+    if value == 0:
+        return "0"
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

@@ -1,0 +1,250 @@
+"""Sections of the page that are heard: original and resynthesis, prompt and continuation, DAAM gates over a spectrogram."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from jepa_tok.errors import JepaTokError
+from jepa_tok.report import media
+from jepa_tok.report.rundir import RunDir, number
+from jepa_tok.report.training import missing, section
+
+if TYPE_CHECKING:
+    from jepa_tok.corpus.manifest import Utterance
+    from jepa_tok.tokenizer import SpeechTokenizer
+
+LONGEST = 10.0
+"""Seconds of an utterance that go into the page."""
+
+CONTINUATIONS = 3
+
+
+def load_tokenizer(run: RunDir) -> SpeechTokenizer | None:
+    """The run's tokenizer, None where there is none."""
+    if not (run.path / "tokenizer" / "config.json").is_file():
+        return None
+    from jepa_tok.tokenizer import SpeechTokenizer
+
+    try:
+        return SpeechTokenizer.from_pretrained(run.path / "tokenizer")
+    except JepaTokError as error:
+        run.problems.append(str(error))
+        return None
+
+
+def choose(utterances: Sequence[Utterance], count: int = 3) -> list[Utterance]:
+    """One utterance of each split where the manifest has splits, spread evenly; the same ones each time."""
+    splits = [s for s in ("train", "dev", "test") if any(u.info.get("split") == s for u in utterances)]
+    if len(splits) < 2:
+        return [utterances[(2 * k + 1) * len(utterances) // (2 * count)] for k in range(min(count, len(utterances)))]
+    chosen = []
+    for k, split in enumerate(splits):
+        own = [u for u in utterances if u.info.get("split") == split]
+        speakers = list(dict.fromkeys(str(u.info.get("speaker")) for u in own))
+        own = [u for u in own if str(u.info.get("speaker")) == speakers[len(speakers) // 2]]
+        # Another style of speech in each card, where the manifest names styles.
+        styles = list(dict.fromkeys(str(u.info.get("emotion")) for u in own))
+        chosen.append(next(u for u in own if str(u.info.get("emotion")) == styles[k % len(styles)]))
+    return chosen
+
+
+def utterances(run: RunDir) -> list[Utterance]:
+    """The manifest's utterances; empty where there is none."""
+    if run.manifest is None:
+        return []
+    from jepa_tok.corpus.manifest import read_corpus
+
+    try:
+        return list(read_corpus(run.manifest))
+    except JepaTokError as error:
+        run.problems.append(str(error))
+        return []
+
+
+def resynthesis(run: RunDir, tokenizer: SpeechTokenizer | None, corpus: Sequence[Utterance]) -> str:
+    """Original and resynthesis of three utterances, one picture and one player each."""
+    title = "Listen: original and resynthesis"
+    if tokenizer is None:
+        return section("listen", title, missing("A tokenizer", "tokenizer/"))
+    if not corpus:
+        return section("listen", title, missing("A manifest of utterances", "corpus/all.jsonl"))
+    cards = []
+    for utterance in choose(corpus):
+        try:
+            wave = load(utterance, tokenizer.sample_rate)
+            tokens = tokenizer.encode(wave, sample_rate=tokenizer.sample_rate)
+            made = tokenizer.decode(tokens)
+        except JepaTokError as error:
+            run.problems.append(str(error))
+            continue
+        words = utterance.info.get("text")
+        cards.append(
+            f'<div class="card"><h3>{escape(_who(utterance))}</h3>'
+            f'<p class="words">{escape(str(words).capitalize()) + "." if words else ""}</p>'
+            f'<p class="what">original</p>{media.spectrogram(wave, tokenizer.sample_rate)}'
+            f"{media.player(wave, tokenizer.sample_rate, 'original')}"
+            f'<p class="what">resynthesis from {len(tokens)} &times; {tokenizer.num_groups} = {tokens.ids.numel()} tokens</p>'
+            f"{media.spectrogram(made, tokenizer.sample_rate)}"
+            f"{media.player(made, tokenizer.sample_rate, 'resynthesis')}</div>"
+        )
+    body = f'<div class="cards">{"".join(cards)}</div>' if cards else missing("Readable audio", "the manifest's paths")
+    lead = "Speech to tokens and back. All pictures of this page share one colour scale (log-mel, 0 to 12 kHz)."
+    return section("listen", title, body, lead)
+
+
+def load(utterance: Utterance, sample_rate: int) -> Tensor:
+    """The utterance's audio [S], cut to its segment and to `LONGEST` seconds."""
+    from jepa_tok.audio import load_audio
+
+    wave = load_audio(utterance.path, sample_rate)
+    start = round((utterance.start or 0.0) * sample_rate)
+    end = len(wave) if utterance.end is None else round(utterance.end * sample_rate)
+    return wave[start : min(end, start + round(LONGEST * sample_rate))]
+
+
+def continuation(run: RunDir) -> str:
+    """What the language model says after a prompt."""
+    title = "Listen: the language model continues"
+    found = find_continuations(run)
+    if not found:
+        return section("continuation", title, missing("Continuations", "generate/*.wav"))
+    from jepa_tok.audio import load_audio
+
+    cards = []
+    for path, told in found[:CONTINUATIONS]:
+        rate = 24_000
+        try:
+            wave = load_audio(path, rate)[: 2 * round(LONGEST * rate)]
+        except JepaTokError as error:
+            run.problems.append(str(error))
+            continue
+        prompt = told.get("prompt_seconds")
+        marks = [(prompt, "continuation")] if prompt is not None and 0 < prompt < len(wave) / rate else []
+        text = (
+            f"prompt {prompt:.1f} s, then {max(len(wave) / rate - prompt, 0.0):.1f} s of the model"
+            if prompt is not None
+            else f"{len(wave) / rate:.1f} s"
+        )
+        cards.append(
+            f'<div class="card"><h3>{escape(str(told.get("id") or path.stem))}</h3><p class="words">{escape(text)}</p>'
+            f"{media.spectrogram(wave, rate, marks=marks)}{media.player(wave, rate, 'prompt and continuation')}</div>"
+        )
+    body = f'<div class="cards">{"".join(cards)}</div>' if cards else missing("Readable audio", "generate/")
+    return section(
+        "continuation",
+        title,
+        body,
+        "The prompt is the resynthesis of real tokens; from the line on, every token is sampled.",
+    )
+
+
+def find_continuations(run: RunDir) -> list[tuple[Path, dict[str, Any]]]:
+    """WAV files of generate/ with what its JSON files tell of each: `id`, `prompt_seconds`."""
+    folder = run.path / "generate"
+    told: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*.json*")):
+        name = str(path.relative_to(run.path))
+        rows = run.rows(name) if path.suffix == ".jsonl" else _flatten(run.json(name))
+        for row in rows:
+            wav = next(
+                (str(row[key]) for key in ("wav", "path", "audio", "file") if row.get(key)), f"{row.get('id')}.wav"
+            )
+            told[Path(wav).name] = {"id": row.get("id"), "prompt_seconds": _prompt_seconds(row)}
+    wavs = sorted(folder.rglob("*.wav"))
+    listed = [w for w in wavs if w.name in told]
+    chosen = listed or [w for w in wavs if "prompt" not in w.stem] or wavs
+    return [(w, told.get(w.name, {})) for w in chosen]
+
+
+def _flatten(value: Any) -> list[dict[str, Any]]:
+    if isinstance(value, dict):
+        inner = next((v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)), None)
+        return inner if inner is not None else [value]
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def _prompt_seconds(row: dict[str, Any]) -> float | None:
+    seconds, frames = number(row.get("prompt_seconds")), number(row.get("prompt_frames"))
+    if seconds is not None:
+        return seconds
+    return None if frames is None else frames / (number(row.get("frame_rate")) or 2.5)
+
+
+def gates(run: RunDir, tokenizer: SpeechTokenizer | None, corpus: Sequence[Utterance]) -> str:
+    """The gate of each encoder stage over the spectrogram of an unseen utterance."""
+    title = "What the encoder attends to: DAAM gates"
+    if tokenizer is None or not corpus:
+        return section("gates", title, missing("A tokenizer and a manifest", "tokenizer/ and corpus/all.jsonl"))
+    utterance = choose(corpus)[-1]
+    try:
+        wave = load(utterance, tokenizer.sample_rate)
+        values = tokenizer.gates(wave, sample_rate=tokenizer.sample_rate)
+    except JepaTokError as error:
+        run.problems.append(str(error))
+        return section("gates", title, missing("Readable audio", "the manifest's paths"))
+    if not values:
+        return section("gates", title, '<p class="missing">This encoder has no DAAM gates.</p>')
+    alphas = _alphas(tokenizer)
+    seconds = len(wave) / tokenizer.sample_rate
+    keys = []
+    for stage, gate in enumerate(values):
+        gain = 1.0 + (alphas[stage] if stage < len(alphas) else 0.0) * gate
+        keys.append(
+            f"<tr><td>stage {stage + 1}</td><td class=n>{len(gate)}</td><td class=n>{1000 * seconds / len(gate):.0f} ms</td>"
+            f"<td class=n>{float(gate.mean()):.2f} <span class=dev>({float(gate.min()):.2f} to {float(gate.max()):.2f})</span></td>"
+            f"<td class=n>{float(gain.min()):.3f} to {float(gain.max()):.3f}</td></tr>"
+        )
+    picture = media.spectrogram(wave, tokenizer.sample_rate, over=_lanes(values), height=230)
+    table = f"<div class=scroll><table><thead><tr><th>gate<th class=n>steps<th class=n>step<th class=n>density, mean (range)<th class=n>gain 1 + &alpha;g</tr></thead><tbody>{''.join(keys)}</tbody></table></div>"
+    lead = (
+        f"{escape(_who(utterance))}. One lane a stage, from the first (bottom) to the last (top), each from 0 to its own maximum: high where a step is "
+        "typical of its clip, low where it stands out. The encoder multiplies each step by 1 + &alpha; &middot; gate."
+    )
+    return section("gates", title, f'<figure class="broad gatefig">{picture}{table}</figure>', lead)
+
+
+def _lanes(values: Sequence[Tensor]) -> str:
+    """Step lines in lanes of the unit square, light on dark so that they show over any colour."""
+    parts = []
+    height = 1.0 / len(values)
+    for stage, gate in enumerate(values):
+        base = 1.0 - stage * height
+        scaled = (gate / gate.max().clamp_min(1e-9)).tolist()
+        n = len(scaled)
+        points = [
+            f"{(k + side) / n:.4f} {base - 0.9 * height * v:.4f}" for k, v in enumerate(scaled) for side in (0, 1)
+        ]
+        path = "M" + "L".join(points)
+        for colour, width in (("#0a0c20", 3.2), ("#7df9d0", 1.3)):
+            parts.append(
+                f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="{width}" vector-effect="non-scaling-stroke" stroke-linejoin="round"/>'
+            )
+        if stage:
+            parts.append(
+                f'<path d="M0 {base:.4f}H1" stroke="#ffffff" stroke-opacity="0.35" stroke-width="1" vector-effect="non-scaling-stroke"/>'
+            )
+    return "".join(parts)
+
+
+def _alphas(tokenizer: SpeechTokenizer) -> list[float]:
+    from jepa_tok.models.daam import DaamGate
+
+    with torch.no_grad():
+        return [float(m.alpha) for m in tokenizer.encoder.modules() if isinstance(m, DaamGate)]
+
+
+def _who(utterance: Utterance) -> str:
+    info = utterance.info
+    split = {"train": "speaker seen in training", "dev": "unseen speaker (dev)", "test": "unseen speaker (test)"}
+    parts = [
+        str(info.get("speaker") or utterance.id),
+        split.get(str(info.get("split")), ""),
+        str(info.get("emotion") or ""),
+    ]
+    return ", ".join(p for p in parts if p)

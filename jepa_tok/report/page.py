@@ -1,0 +1,69 @@
+"""Binds the sections into one page: no link, no script, no request; the page's own policy forbids them."""
+
+from __future__ import annotations
+
+import os
+from html import escape
+from pathlib import Path
+
+from jepa_tok.errors import CorpusError
+from jepa_tok.report import listen, results, training
+from jepa_tok.report.rundir import RunDir
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+
+
+def build_report(run_dir: str | os.PathLike[str], out_html: str | os.PathLike[str]) -> Path:
+    """Writes the page of a run, at once or not at all, and returns its path.
+
+    What the run lacks is named in the page. Raises CorpusError where `run_dir` is no folder or `out_html` cannot be written.
+    """
+    if not Path(run_dir).is_dir():
+        raise CorpusError(f"`run_dir` must be a folder, but '{run_dir}' is not.")
+    text = render(RunDir(run_dir))
+    out = Path(out_html)
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, out)
+    except OSError as error:
+        raise CorpusError(f"'{out}' cannot be written: {error.strerror}.") from None
+    return out
+
+
+def render(run: RunDir) -> str:
+    """The whole page as text."""
+    tokenizer = listen.load_tokenizer(run)
+    corpus = listen.utterances(run)
+    usage = results.read_usage(run)
+    bits = training.last(run, "lm", r"bits/s", r"bits per second")
+    valid = next((rows for name, rows in run.metrics("lm").items() if not name.startswith("train")), [])
+    sections = [
+        listen.resynthesis(run, tokenizer, corpus),
+        listen.continuation(run),
+        training.stage1(run),
+        training.stage2(run),
+        training.language_model(run),
+        listen.gates(run, tokenizer, corpus),
+        results.codes(usage),
+        results.probes(run),
+        results.commands(run),
+    ]
+    head = results.head(run, results.tiles(run, usage, bits, valid))
+    problems = "".join(f"<li>{escape(p)}</li>" for p in dict.fromkeys(run.problems))
+    trouble = f'<section id="problems"><h2>Could not be read</h2><ul>{problems}</ul></section>' if problems else ""
+    title = str(run.info.get("title") or "jepa-tok report")
+    name = "" if tokenizer is None else f" Tokenizer {tokenizer.hash} ({escape(tokenizer.config.name)})."
+    css = Path(__file__).with_name("page.css").read_text("utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>\n{css}</style></head><body><main>\n'
+        + head
+        + "\n".join(sections)
+        + trouble
+        + f"<footer>Made by jepa-tok from files of the run's folder.{name} This page needs no network and no other file.</footer>"
+        "\n</main></body></html>\n"
+    )
