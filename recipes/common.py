@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 
-import jepa_tok._fairseq2  # noqa: F401  (makes libsndfile loadable before fairseq2 is imported)
 from fairseq2.recipe.base import Recipe
 from fairseq2.recipe.config import CommonSection, LRSchedulerSection, RegimeSection
 from fairseq2.recipe.error import RecipeConfigParseError, RecipeError
@@ -19,7 +18,7 @@ USER_ERRORS = (RecipeConfigParseError, RecipeError, StructureError, YamlError, J
 
 
 class OneLineErrors(logging.Filter):
-    """Turns the logged traceback of a user's error into one line; FAIRSEQ2_DEBUG-like detail stays with other errors."""
+    """Turns the logged traceback of a user's error into one line, and leaves other errors as they are."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -27,6 +26,11 @@ class OneLineErrors(logging.Filter):
             record.msg, record.args = explain(error).replace("{", "{{").replace("}", "}}"), ()
             record.exc_info = record.exc_text = None
         return True
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """False for torcheval's remark on each metric whose sum is 0, which many are until the discriminators come in."""
+    return not str(record.msg).startswith("No calls to update() have been made")
 
 
 def explain(error: BaseException) -> str:
@@ -48,6 +52,7 @@ def run_main(recipe: Recipe) -> None:
     # Several OpenMP threads make small CPU runs many times slower; who wants them says so in the environment.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.getLogger("fairseq2").addFilter(OneLineErrors())
+    logging.getLogger().addFilter(is_news)
     try:
         main(recipe)
     except JepaTokError as ex:

@@ -55,7 +55,7 @@ def register_models(container: DependencyContainer) -> None:
 
 
 def _register_archs(container: DependencyContainer, kls: type, make: Callable[[str], Any]) -> None:
-    arch = ConfigRegistrar(container, kls)
+    arch: ConfigRegistrar[Any] = ConfigRegistrar(container, kls)
     for name in PRESETS:
         arch(name)(partial(make, name))
 

@@ -268,6 +268,11 @@ class SpeechReader(DataReader[SpeechBatch]):
         raise RecipeError(f"none of the {count} training files can be read; the first: {self._clips.first_problem}")
 
     @property
+    def ids(self) -> list[str]:
+        """Ids of the clips that are read."""
+        return [u.id for u in self._clips.utterances]
+
+    @property
     def num_steps(self) -> int:
         """Steps of the current epoch."""
         return len(self._plan)

@@ -1,6 +1,6 @@
 """Fits the mel anchor's mixture on training clips, once, before stage 1 starts (arXiv 2602.09040).
 
-    N sub-frames   K components   M mel filters
+N sub-frames   K components   M mel filters
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train and eval unit of stage 1.
 
-    B clips   S samples   T frames   D latent dimensions
+B clips   S samples   T frames   D latent dimensions
 """
 
 from __future__ import annotations

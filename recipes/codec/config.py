@@ -1,0 +1,135 @@
+"""Configuration of stage 2; the defaults are the paper's run (arXiv 2512.07168, sections 3.4 and 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fairseq2.recipe.config import (
+    AdamWConfig,
+    AdamWGroupConfig,
+    CommonSection,
+    GangSection,
+    LRSchedulerSection,
+    ModelSection,
+    OptimizerSection,
+    RegimeSection,
+    TrainerSection,
+)
+from fairseq2.utils.validation import Validatable, ValidationResult
+from typing_extensions import override
+
+from jepa_tok._fairseq2.models import CODEC_FAMILY
+from jepa_tok._fairseq2.speech_data import SpeechDatasetSection
+from recipes.common import constant_lr, default_common, default_regime
+
+DISCRIMINATOR = r"(module\.)?discriminator\."
+"""Names of the discriminators' parameters, bare or wrapped by DDP."""
+
+
+@dataclass(kw_only=True)
+class EncoderSection(Validatable):
+    """Where the encoder comes from; read at the start of a run only, a resumed run has it in its checkpoint."""
+
+    path: Path | None = None
+    """A stage 1 run: its folder, its `checkpoints` folder or one of their `step_N`."""
+
+    step: int | None = None
+    """Which step of the run; null means the last."""
+
+    name: str | None = None
+    """Instead of `path`: asset card of a stage 1 model."""
+
+    weights: Literal["online", "target"] = "online"
+    """The encoder that was trained, or its EMA."""
+
+    random: bool = False
+    """Instead of both: leaves the encoder as initialised, for controls."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+        if (self.path is not None) + (self.name is not None) + self.random > 1:
+            result.add_error("`path`, `name` and `random` exclude each other.")
+        return result
+
+
+@dataclass(kw_only=True)
+class GanSection(Validatable):
+    """When the discriminators come in."""
+
+    discriminator_start: int = 5_000
+    """First step in which the discriminators train."""
+
+    adversarial_start: int = 5_000
+    """First step in which the generator hears them; later than `discriminator_start` gives them time to learn."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+        if self.adversarial_start < self.discriminator_start:
+            result.add_error(
+                f"`adversarial_start` must be at least `discriminator_start` ({self.discriminator_start}), but is {self.adversarial_start} instead."
+            )
+        return result
+
+
+@dataclass(kw_only=True)
+class SamplesSection:
+    """Validation clips that are written as audio."""
+
+    num_clips: int = 4
+    """How many, spread evenly over the validation clips; 0 writes none."""
+
+
+@dataclass(kw_only=True)
+class CodecRecipeConfig(Validatable):
+    """Everything of a stage 2 run."""
+
+    model: ModelSection = field(default_factory=lambda: ModelSection(family=CODEC_FAMILY, arch="paper"))
+
+    encoder: EncoderSection = field(default_factory=EncoderSection)
+
+    dataset: SpeechDatasetSection = field(
+        default_factory=lambda: SpeechDatasetSection(batch_size=16, valid_batch_size=8)
+    )
+
+    gan: GanSection = field(default_factory=GanSection)
+
+    samples: SamplesSection = field(default_factory=SamplesSection)
+
+    gang: GangSection = field(default_factory=GangSection)
+
+    trainer: TrainerSection = field(default_factory=TrainerSection)
+
+    optimizer: OptimizerSection = field(
+        default_factory=lambda: OptimizerSection(
+            config=AdamWConfig(
+                lr=1.5e-4,
+                betas=(0.8, 0.99),
+                weight_decay=1e-3,
+                groups=[AdamWGroupConfig(params=DISCRIMINATOR, lr=0.75e-4)],
+            )
+        )
+    )
+
+    lr_scheduler: LRSchedulerSection = field(default_factory=constant_lr)
+
+    regime: RegimeSection = field(default_factory=lambda: default_regime(29_000))
+
+    common: CommonSection = field(default_factory=default_common)
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+        if self.trainer.data_parallelism != "ddp":
+            result.add_error(
+                f"`trainer.data_parallelism` must be 'ddp' for stage 2, but is '{self.trainer.data_parallelism}' instead."
+            )
+        warmup, steps = getattr(self.lr_scheduler.config, "num_warmup_steps", 0), self.regime.num_steps
+        if steps is not None and warmup >= steps:
+            result.add_error(
+                f"`lr_scheduler.config.num_warmup_steps` must be less than `regime.num_steps` ({steps}), but is {warmup} instead."
+            )
+        return result

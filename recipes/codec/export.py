@@ -1,0 +1,60 @@
+"""Makes a tokenizer folder of a stage 2 run: `python -m recipes.codec.export RUN_DIR OUT_DIR [--step N]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from jepa_tok import SpeechTokenizer
+from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
+from jepa_tok.config import CodecConfig
+from jepa_tok.errors import JepaTokError
+
+
+def export_codec(run_dir: str | Path, out_dir: str | Path, step: int | None = None, name: str | None = None) -> str:
+    """Writes encoder, quantiser and generator of a checkpoint as `config.json` + `model.safetensors`.
+
+    :param step: Which checkpoint; the last by default.
+    :param name: Name in the tokenizer's config; the architecture's by default.
+    :returns: The tokenizer's hash.
+    :raises JepaTokError: `run_dir` holds no stage 2 checkpoint, or `out_dir` cannot be written.
+    """
+    from jepa_tok._fairseq2.models import CODEC_FAMILY
+    from jepa_tok.models.codec import Codec
+
+    run = find_checkpoint(run_dir, step)
+    config: CodecConfig = run.config_as(CODEC_FAMILY, CodecConfig)
+    state = run.state(lambda: Codec(config))
+    if name is not None:
+        config.tokenizer.name = name
+    tokenizer = SpeechTokenizer.from_config(config.tokenizer)
+    for part in ("encoder", "fsq", "generator"):
+        getattr(tokenizer, part).load_state_dict(part_of(state, part))
+    tokenizer.save_pretrained(out_dir)
+    return tokenizer.hash
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python -m recipes.codec.export exp/codec exp/tokenizer"
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run of recipes.codec")
+    parser.add_argument(
+        "out_dir", metavar="OUT_DIR", help="folder of the tokenizer, for SpeechTokenizer.from_pretrained"
+    )
+    parser.add_argument("--step", type=int, help="checkpoint to take; the last by default")
+    parser.add_argument("--name", help="name written into the tokenizer's config")
+    args = parser.parse_args(argv)
+    try:
+        hash = export_codec(args.run_dir, args.out_dir, args.step, args.name)
+    except JepaTokError as ex:
+        print(f"error: {ex}", file=sys.stderr)
+        return 2
+    print(f"wrote {args.out_dir} (tokenizer {hash})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

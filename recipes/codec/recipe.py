@@ -1,0 +1,120 @@
+"""Stage 2 as a fairseq2 recipe."""
+
+from __future__ import annotations
+
+import numpy as np
+from fairseq2.assets import AssetStore
+from fairseq2.logging import log
+from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.recipe.error import RecipeError
+from fairseq2.runtime.dependency import DependencyContainer
+from fairseq2.task import Task
+from torch import nn
+from typing_extensions import override
+
+from jepa_tok._fairseq2.checkpoint import RunCheckpoint, difference, find_checkpoint, part_of
+from jepa_tok._fairseq2.models import ENCODER_FAMILY
+from jepa_tok._fairseq2.speech_data import SpeechDataset
+from jepa_tok._fairseq2.speech_reader import create_readers
+from jepa_tok.config import JepaConfig
+from jepa_tok.errors import JepaTokError
+from jepa_tok.models.codec import Codec
+from jepa_tok.models.jepa import Jepa
+from recipes.codec.config import CodecRecipeConfig, EncoderSection
+from tasks.codec.metrics import CODEC_METRICS
+from tasks.codec.samples import SampleWriter
+from tasks.codec.unit import CodecEvalUnit, CodecTrainUnit
+from tasks.speech import register_metrics
+
+
+class CodecRecipe(Recipe):
+    """Trains generator and discriminators on the tokens of a stage 1 encoder."""
+
+    @override
+    def register(self, container: DependencyContainer) -> None:
+        register_metrics(container, CODEC_METRICS)
+
+    @override
+    def setup_model(self, context: RecipeContext, model: nn.Module, newly_initialized: bool) -> nn.Module:
+        assert isinstance(model, Codec)
+        if newly_initialized:
+            load_encoder(model, context.get_config_as(CodecRecipeConfig).encoder, context.asset_store)
+        model.freeze()  # fairseq2 has just turned on all gradients
+        model.train()
+        return model
+
+    @override
+    def create_task(self, context: RecipeContext) -> Task:
+        config = context.get_config_as(CodecRecipeConfig)
+        dataset = context.get_dataset_as(SpeechDataset)
+        # Data first: what is wrong with it should be told before a model is built.
+        train_reader, valid_reader = create_readers(
+            dataset,
+            config.dataset,
+            context.gangs,
+            seed=config.common.seed,
+            accumulate=config.trainer.grad_accumulation.num_batches,
+        )
+        base = context.get_model_as(Codec)
+        train_unit = CodecTrainUnit(
+            context.get_data_parallel_model(),
+            discriminator_start=config.gan.discriminator_start,
+            adversarial_start=config.gan.adversarial_start,
+        )
+        if valid_reader is None:
+            return context.create_trainer(train_unit, train_reader)
+        ids = valid_reader.ids
+        picks = np.linspace(0, len(ids) - 1, min(config.samples.num_clips, len(ids))).round().astype(int)
+        recorded = config.common.metric_recorders.tensorboard.enabled and context.gangs.root.rank == 0
+        samples = SampleWriter(
+            context.output_dir / "samples",
+            context.output_dir / "tb" / "samples" if recorded else None,
+            {ids[i] for i in picks},
+        )
+        return context.create_trainer(train_unit, train_reader, [CodecEvalUnit(base, samples)], [valid_reader])
+
+    @override
+    def has_static_autograd_graph(self, context: RecipeContext) -> bool:
+        # Before the discriminators come in, their parameters get no gradient, which DDP has to be told.
+        return context.get_config_as(CodecRecipeConfig).gan.discriminator_start <= 1
+
+    @property
+    @override
+    def config_kls(self) -> type[object]:
+        return CodecRecipeConfig
+
+
+def load_encoder(codec: Codec, section: EncoderSection, asset_store: AssetStore) -> None:
+    """Puts a stage 1 encoder into `codec`; RecipeError, in one line, where it is missing or of another shape."""
+    if section.random:
+        log.warning("`encoder.random` is set: the encoder stays as initialised.")
+        return
+    if section.path is None and section.name is None:
+        raise RecipeError(
+            "`encoder.path` must name the folder of a stage 1 run (`python -m recipes.jepa`), but is missing; `encoder.random=true` goes without."
+        )
+    try:
+        run = (
+            find_checkpoint(section.path, section.step) if section.path else _find_card(section.name or "", asset_store)
+        )
+        config: JepaConfig = run.config_as(ENCODER_FAMILY, JepaConfig)
+        found = difference(codec.config.tokenizer.encoder, config.encoder)
+        if found is not None:
+            raise RecipeError(
+                f"the encoder of '{run.folder}' must be that of `model.arch`, but differs in {found}; take the arch it was trained with."
+            )
+        state = run.state(lambda: Jepa(config))
+    except JepaTokError as ex:
+        raise RecipeError(f"`encoder`: {ex}") from None
+    codec.encoder.load_state_dict(part_of(state, "encoder" if section.weights == "online" else "target_encoder"))
+    log.info("Encoder loaded: {} weights of {}.", section.weights, run.folder)
+
+
+def _find_card(name: str, asset_store: AssetStore) -> RunCheckpoint:
+    card = asset_store.maybe_retrieve_card(name)
+    if card is None:
+        raise RecipeError(f"`encoder.name` must be a known model, but is '{name}' instead; see `python -m fairseq2.assets list`.")  # fmt: skip
+    field = card.maybe_get_field("checkpoint")
+    if field is None:
+        raise RecipeError(f"`encoder.name` must be a trained model, but the card '{name}' has no `checkpoint`.")
+    return find_checkpoint(field.as_uri().to_path())

@@ -1,0 +1,87 @@
+"""Makes a tokenizer folder of a stage 1 run, its decoder untrained: for probing what the encoder knows.
+
+`python -m recipes.jepa.export RUN_DIR OUT_DIR [--step N] [--weights online|target]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from jepa_tok import SpeechTokenizer
+from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
+from jepa_tok.config import PRESETS, JepaConfig, TokenizerConfig, tokenizer_config
+from jepa_tok.errors import ConfigError, JepaTokError
+
+
+def tokenizer_for(config: JepaConfig, preset: str | None = None) -> TokenizerConfig:
+    """A tokenizer around the run's encoder: quantiser and generator of the preset with this encoder, or of `preset`.
+
+    ConfigError where no preset has the encoder and none is given.
+    """
+    if preset is None:
+        same = [name for name in PRESETS if tokenizer_config(name).encoder == config.encoder]
+        if not same:
+            raise ConfigError(
+                "the run's encoder is that of no preset; name one by --preset for quantiser and generator."
+            )
+        preset = same[0]
+    base = tokenizer_config(preset)
+    made = TokenizerConfig(
+        name=f"{preset}-stage1", encoder=config.encoder, quantizer=base.quantizer, generator=base.generator
+    )
+    made.check()
+    return made
+
+
+def export_encoder(
+    run_dir: str | Path,
+    out_dir: str | Path,
+    step: int | None = None,
+    weights: str = "online",
+    preset: str | None = None,
+    seed: int = 0,
+) -> str:
+    """Writes the encoder of a stage 1 checkpoint with an untrained quantiser and generator; returns the hash.
+
+    :param weights: `online` or `target`, the EMA.
+    :raises JepaTokError: `run_dir` holds no stage 1 checkpoint, or `out_dir` cannot be written.
+    """
+    from jepa_tok._fairseq2.models import ENCODER_FAMILY
+    from jepa_tok.models.jepa import Jepa
+
+    run = find_checkpoint(run_dir, step)
+    config: JepaConfig = run.config_as(ENCODER_FAMILY, JepaConfig)
+    tokenizer = SpeechTokenizer.from_config(tokenizer_for(config, preset), seed=seed)
+    state = run.state(lambda: Jepa(config))
+    tokenizer.encoder.load_state_dict(part_of(state, "encoder" if weights == "online" else "target_encoder"))
+    tokenizer.save_pretrained(out_dir)
+    return tokenizer.hash
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python -m recipes.jepa.export exp/jepa exp/tokenizer-stage1"
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run of recipes.jepa")
+    parser.add_argument(
+        "out_dir", metavar="OUT_DIR", help="folder of the tokenizer, for SpeechTokenizer.from_pretrained"
+    )
+    parser.add_argument("--step", type=int, help="checkpoint to take; the last by default")
+    parser.add_argument("--weights", choices=["online", "target"], default="online", help="trained encoder or its EMA")
+    parser.add_argument("--preset", choices=list(PRESETS), help="whose quantiser and generator; found by default")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the untrained parts")
+    args = parser.parse_args(argv)
+    try:
+        hash = export_encoder(args.run_dir, args.out_dir, args.step, args.weights, args.preset, args.seed)
+    except JepaTokError as ex:
+        print(f"error: {ex}", file=sys.stderr)
+        return 2
+    print(f"wrote {args.out_dir} (tokenizer {hash}; its decoder is untrained)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

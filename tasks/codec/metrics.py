@@ -1,0 +1,24 @@
+"""Metrics of stage 2 and their display names."""
+
+from __future__ import annotations
+
+from tasks.speech import SPEECH_METRICS, float_metric
+
+LOSSES = ("generator_loss", "discriminator_loss", "l1", "stft", "adversarial", "feature_matching")
+"""Fields of `CodecOutput` that are recorded in training."""
+
+CODES = ("code_usage", "dead_dims", "between_clip_share", "effective_rank")
+
+CODEC_METRICS = [
+    float_metric("generator_loss", "Generator Loss", 200),
+    float_metric("discriminator_loss", "Discriminator Loss", 201),
+    float_metric("l1", "L1", 202),
+    float_metric("stft", "STFT Loss", 203),
+    float_metric("adversarial", "Adversarial Loss", 204),
+    float_metric("feature_matching", "Feature Matching", 205),
+    float_metric("code_usage", "Code Usage", 220, higher_better=True),
+    float_metric("dead_dims", "Dead Dimensions", 221),
+    float_metric("between_clip_share", "Between-Clip Share", 222, higher_better=True),
+    float_metric("effective_rank", "Effective Rank", 223, higher_better=True),
+    *SPEECH_METRICS,
+]

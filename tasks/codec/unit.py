@@ -1,0 +1,121 @@
+"""Train and eval unit of stage 2.
+
+B clips   S samples   T frames   D code dimensions
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import MutableMapping
+
+import torch
+from fairseq2.evaluator import EvalUnit
+from fairseq2.metrics import Mean, MetricBag, Sum
+from fairseq2.trainer import TrainUnit
+from torch import Tensor, nn
+from typing_extensions import override
+
+from jepa_tok._fairseq2.speech_reader import SpeechBatch
+from jepa_tok.models.codec import Codec, CodecOutput
+from jepa_tok.monitor import collapse_stats
+from tasks.codec.metrics import CODES, LOSSES
+from tasks.codec.samples import SampleWriter
+from tasks.speech import add_speech_metrics, require_finite, update_speech_metrics
+
+MAX_MONITORED_FRAMES = 20_000
+"""Frames a rank keeps for code usage in one validation."""
+
+
+class CodecTrainUnit(TrainUnit[SpeechBatch]):
+    """Generator and discriminators in one backward pass; the two reach different weights.
+
+    :param model: What the trainer wraps (DDP); called for its losses.
+    :param discriminator_start: First step in which the discriminators train.
+    :param adversarial_start: First step in which the generator hears them.
+    """
+
+    def __init__(self, model: nn.Module, *, discriminator_start: int, adversarial_start: int) -> None:
+        self._model = model
+        self._discriminator_start, self._adversarial_start = discriminator_start, adversarial_start
+        self._step = 0
+
+    @override
+    def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
+        for name in LOSSES:
+            metric_bag.add(name, Mean())
+        add_speech_metrics(metric_bag)
+
+    @override
+    def set_step_nr(self, step_nr: int) -> None:
+        self._step = step_nr
+
+    @override
+    def process_batch(self, batch: SpeechBatch, metric_bag: MetricBag) -> tuple[Tensor, int | None]:
+        output: CodecOutput = self._model(
+            batch.wave,
+            batch.lengths,
+            adversarial=self._step >= self._adversarial_start,
+            disc=self._step >= self._discriminator_start,
+        )
+        loss = output.generator_loss + output.discriminator_loss
+        require_finite(loss, self._step, batch)
+        for name in LOSSES:
+            metric_bag.get(name, Mean).update(getattr(output, name).detach())
+        update_speech_metrics(metric_bag, batch)
+        return loss, None
+
+
+class CodecEvalUnit(EvalUnit[SpeechBatch]):
+    """Reconstruction losses, use of the codes, and samples to listen to.
+
+    :param base: The bare module: ranks may have different numbers of batches, so no collective call is made.
+    """
+
+    def __init__(self, base: Codec, samples: SampleWriter) -> None:
+        self._base, self._samples = base, samples
+        self._step = 0
+        self._clips: list[tuple[Tensor, Tensor]] = []
+        self._frames = 0
+
+    @override
+    def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
+        for name in ("l1", "stft", *CODES):
+            metric_bag.add(name, Mean())
+        metric_bag.add("num_examples", Sum())
+        self._clips, self._frames = [], 0
+
+    @override
+    def set_train_step_nr(self, step_nr: int) -> None:
+        self._step = step_nr
+
+    @override
+    def process_batch(self, batch: SpeechBatch, metric_bag: MetricBag) -> None:
+        output: CodecOutput = self._base(batch.wave, batch.lengths, adversarial=False, disc=False)
+        clips = len(batch.ids)
+        for name in ("l1", "stft"):
+            metric_bag.get(name, Mean).update(getattr(output, name), weight=clips)
+        metric_bag.get("num_examples", Sum).update(clips)
+        for z, codes, frames in zip(output.latents.float().cpu(), output.codes.cpu(), output.frame_lengths.tolist()):
+            if self._frames < MAX_MONITORED_FRAMES:
+                self._clips.append((z[:frames], codes[:frames]))
+                self._frames += frames
+        for id, wave, fake, size in zip(batch.ids, batch.wave, output.reconstruction, batch.sizes):
+            if id in self._samples.ids:
+                self._samples.write(self._step, id, wave[:size], fake[:size])
+
+    @override
+    def finalize(self, metric_bag: MetricBag) -> None:
+        if not self._clips:
+            return
+        lengths = torch.tensor([len(z) for z, _ in self._clips])
+        latents = nn.utils.rnn.pad_sequence([z for z, _ in self._clips], batch_first=True)  # [N, T, D]
+        codes = nn.utils.rnn.pad_sequence([c for _, c in self._clips], batch_first=True)
+        self._clips = []
+        stats = collapse_stats(latents, lengths, codes, self._base.config.tokenizer.quantizer.radices)
+        for name in CODES:
+            if math.isfinite(stats[name]):
+                metric_bag.get(name, Mean).update(stats[name])
+
+    @override
+    def process_metric_values(self, values: MutableMapping[str, object]) -> None:
+        pass
