@@ -32,8 +32,8 @@ def make_lm(**changes) -> SpeechLM:
     given = {"model_dim": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_dim": 48, "max_seq_len": 64}
     model = SpeechLM(SpeechLMConfig(**(given | {"radices": list(RADICES), "group_size": 3} | changes)))
     with torch.no_grad():  # the initial chain and biases are zero and would hide mistakes
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
+        for name, p in model.named_parameters():
+            p.add_((0.02 if "head" in name else 0.1) * torch.randn_like(p))
     return model.eval()
 
 
@@ -99,13 +99,26 @@ def test_sampling_follows_the_model(changes):
     hidden = torch.randn(32).expand(4000, -1)
     noise = torch.rand(4000, model.layout.num_digits, generator=torch.Generator().manual_seed(3))
     for slot, size in enumerate(model.layout.vocab_sizes):
-        ids, nats = model.sample_token(hidden, slot, noise, LogitFilter())
+        ids, nats = model.sample_token(hidden, None, slot, noise, LogitFilter())
         all_ids = torch.zeros(size, 1, 2, dtype=torch.int64)
         all_ids[:, 0, slot] = torch.arange(size)
         nll = model.token_nll(hidden[:size].view(size, 1, 1, 32).expand(-1, -1, 2, -1), all_ids)[:, 0, slot]
         assert torch.allclose(nats, nll[ids], atol=1e-4)
         share = torch.bincount(ids, minlength=size) / len(ids)
         assert (share - nll.neg().exp()).abs().max() < 0.03
+
+
+def test_sampling_knows_the_frame_before_as_the_loss_does():
+    model = make_lm()
+    ids = random_ids(model, 50, 2)
+    hidden = torch.randn(1, 1, 2, 32).expand(50, 2, -1, -1)
+    nll = model.token_nll(hidden, ids)
+    for slot in range(2):
+        for last, frame in ((None, 0), (ids[:, 0, slot], 1)):
+            picked, nats = model.sample_token(hidden[:, 0, slot], last, slot, torch.rand(50, 3), LogitFilter())
+            same = picked == ids[:, frame, slot]
+            assert same.any()
+            assert torch.allclose(nats[same], nll[same, frame, slot], atol=1e-4)
 
 
 def test_filter_keeps_the_likeliest_and_temperature_zero_takes_the_first():

@@ -73,7 +73,8 @@ class SpeechLMConfig(Validatable):
     """`factorised`: a softmax a digit. `full`: one softmax over the ids of a slot."""
 
     digit_chain: bool = True
-    """Whether a factorised head conditions each digit on those before it in the token; otherwise they are independent."""
+    """Whether a factorised head conditions each digit on those before it in the token, and directly on the same slot a
+    frame earlier; otherwise digits of a token are independent given the hidden state."""
 
     radices: list[int] = field(default_factory=lambda: [4] * 128)
     """Levels of each of the D code dimensions."""
@@ -227,9 +228,12 @@ class SpeechLM(nn.Module):
         """hidden [..., C] at frame boundaries -> logits [...] of the clip ending here, float32."""
         return self.end(hidden).squeeze(-1).float()
 
-    def sample_token(self, hidden: Tensor, slot: int, noise: Tensor, filter_: LogitFilter) -> tuple[Tensor, Tensor]:
-        """hidden [B, C], noise [B, K] in [0, 1) -> ids [B] and their nats [B] under the unfiltered model."""
-        return self.head.sample(hidden, slot, noise, filter_)
+    def sample_token(
+        self, hidden: Tensor, last: Tensor | None, slot: int, noise: Tensor, filter_: LogitFilter
+    ) -> tuple[Tensor, Tensor]:
+        """hidden [B, C], last [B] (the slot's ids a frame earlier, if there is one), noise [B, K] in [0, 1) -> ids [B] and
+        their nats [B] under the unfiltered model."""
+        return self.head.sample(hidden, last, slot, noise, filter_)
 
     def compile_loss(self, *args: Any, **kwargs: Any) -> None:
         """Called by fairseq2's compile hook, beside compiling the decoder layer by layer."""

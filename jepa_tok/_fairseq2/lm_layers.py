@@ -19,6 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+TABLE_GAIN = 10.0
+"""Factor on tables that are logits themselves. AdamW moves an entry by about the learning rate a step, whatever its
+gradient: without a gain, logits of size 1 would take a thousand steps where a network's many weights take a few."""
+
+
 class DigitLayout:
     """Where digits sit in tokens: place values and radices of the K digits of each slot.
 
@@ -37,11 +42,12 @@ class DigitLayout:
 
     def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Place values and radices, int64 [G, K] each, on `device`."""
-        # Not buffers: models are created on the meta device too, and there values vanish.
+        # Not buffers: models are created on the meta device too, and there values vanish. fairseq2 builds models in a
+        # mode that makes even lists of ints float tensors, hence the explicit dtype, here and below.
         if device not in self._tables:
             self._tables[device] = (
-                torch.tensor(self._weights, device=device),
-                torch.tensor(self._radices, device=device),
+                torch.tensor(self._weights, device=device, dtype=torch.int64),
+                torch.tensor(self._radices, device=device, dtype=torch.int64),
             )
         return self._tables[device]
 
@@ -70,7 +76,7 @@ class DigitLayout:
     def allowed(self) -> Tensor:
         """bool [G, K, R], on the CPU: the levels that each digit has."""
         cpu = torch.device("cpu")
-        return torch.arange(self.num_levels, device=cpu) < self.tables(cpu)[1].unsqueeze(-1)
+        return torch.arange(self.num_levels, device=cpu, dtype=torch.int64) < self.tables(cpu)[1].unsqueeze(-1)
 
 
 class DigitEmbedding(nn.Module):
@@ -127,9 +133,11 @@ class IdEmbedding(nn.Module):
 class DigitHead(nn.Module):
     """K softmaxes of R levels: p(token | h) = product over k of p(digit k | h, digits before k).
 
-    The logits of digit k are linear in h, with weights of the slot's own. With `chain`, the digits before k each add a
-    learned row to them, which makes the token's probability exact autoregression over its digits at the cost of a
-    [K * R, K * R] table a slot; without, digits of one token are independent given h.
+    The logits of digit k are linear in h, with weights of the slot's own. With `chain`, rows of two tables are added to
+    them: one for each digit before k in the token, which makes the token's probability exact autoregression over its
+    digits, and one for each digit of the same slot a frame earlier. [K * R, K * R] entries a slot cost next to nothing,
+    and put the bigram models that one would count (tasks/lm/baselines.py) within reach of the first updates. Without
+    `chain`, the digits of a token are independent given h.
     """
 
     allowed: Tensor
@@ -141,8 +149,11 @@ class DigitHead(nn.Module):
         width = layout.num_digits * layout.num_levels
         self.weight = nn.Parameter(torch.empty(layout.num_groups, dim, width))
         self.bias = nn.Parameter(torch.empty(layout.num_groups, width))
-        self.chain: nn.Parameter | None
-        self.register_parameter("chain", nn.Parameter(torch.empty(layout.num_groups, width, width)) if chain else None)
+        self.within: nn.Parameter | None
+        self.before: nn.Parameter | None
+        for name in ("within", "before"):
+            table = nn.Parameter(torch.empty(layout.num_groups, width, width)) if chain else None
+            self.register_parameter(name, table)
         device = self.weight.device
         shape = (layout.num_groups, layout.num_digits, layout.num_levels)
         self.register_buffer("allowed", torch.empty(shape, dtype=torch.bool, device=device), persistent=False)
@@ -151,34 +162,43 @@ class DigitHead(nn.Module):
 
     def reset_parameters(self) -> None:
         _normal(self.weight, 0.1 * self.weight.size(1) ** -0.5)  # starts near the uniform distribution
-        nn.init.zeros_(self.bias)
-        if self.chain is not None:
-            nn.init.zeros_(self.chain)
+        for table in (self.bias, self.within, self.before):
+            if table is not None:
+                nn.init.zeros_(table)
         self.reset_non_persistent_buffers()
 
     def reset_non_persistent_buffers(self) -> None:
+        digit = torch.arange(self.layout.num_digits, device="cpu", dtype=torch.int64)
+        digit = digit.repeat_interleave(self.layout.num_levels)
         with torch.no_grad():
             self.allowed.copy_(self.layout.allowed())
-            digit = torch.arange(self.layout.num_digits, device="cpu").repeat_interleave(self.layout.num_levels)
             self.earlier.copy_(digit.unsqueeze(1) < digit.unsqueeze(0))  # row: a digit's level; column: a later digit's
 
     def nll(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """hidden [B, T, G, C], ids [B, T, G] -> nats [B, T, G], float32."""
         digits = self.layout.split(ids)  # [B, T, G, K]
-        logits = torch.einsum("btgc,gck->btgk", hidden, self.weight) + self.bias
-        if self.chain is not None:
-            known = self.layout.one_hot(digits, hidden.dtype)
-            logits = logits + torch.einsum("btgj,gjk->btgk", known, self.chain * self.earlier)
+        logits = torch.einsum("btgc,gck->btgk", hidden, self.weight) + TABLE_GAIN * self.bias
+        if self.within is not None and self.before is not None:
+            known = self.layout.one_hot(digits, hidden.dtype)  # [B, T, G, K * R]
+            logits = logits + torch.einsum("btgj,gjk->btgk", known, TABLE_GAIN * self.within * self.earlier)
+            last = F.pad(known[:, :-1], (0, 0, 0, 0, 1, 0))  # of the frame before; zeros before the first
+            logits = logits + torch.einsum("btgj,gjk->btgk", last, TABLE_GAIN * self.before)
         logits = logits.float().unflatten(-1, self.allowed.shape[1:])  # [B, T, G, K, R]
         logits = logits.masked_fill(~self.allowed, -torch.inf)
         chosen = logits.gather(-1, digits.unsqueeze(-1)).squeeze(-1)
         return (logits.logsumexp(-1) - chosen).sum(-1)
 
-    def sample(self, hidden: Tensor, slot: int, noise: Tensor, filter_: LogitFilter) -> tuple[Tensor, Tensor]:
-        """hidden [B, C], noise [B, K] in [0, 1) -> ids [B] of the slot and their nats [B] under the unfiltered model."""
+    def sample(
+        self, hidden: Tensor, last: Tensor | None, slot: int, noise: Tensor, filter_: LogitFilter
+    ) -> tuple[Tensor, Tensor]:
+        """hidden [B, C], last [B] (the slot's ids a frame earlier, if there is one), noise [B, K] in [0, 1) -> ids [B] of
+        the slot and their nats [B] under the unfiltered model."""
         layout = self.layout
-        logits = (hidden @ self.weight[slot] + self.bias[slot]).float()  # [B, K * R]
-        chain = None if self.chain is None else (self.chain[slot] * self.earlier).float()
+        logits = (hidden @ self.weight[slot] + TABLE_GAIN * self.bias[slot]).float()  # [B, K * R]
+        if self.before is not None and last is not None:
+            known = layout.one_hot(layout.split_slot(last, slot), hidden.dtype)
+            logits = logits + (known @ (TABLE_GAIN * self.before[slot])).float()
+        within = None if self.within is None else (TABLE_GAIN * self.within[slot] * self.earlier).float()
         nats = torch.zeros(hidden.size(0), device=hidden.device)
         digits = []
         for k in range(layout.num_digits):
@@ -186,8 +206,8 @@ class DigitHead(nn.Module):
             row = logits[:, levels].masked_fill(~self.allowed[slot, k], -torch.inf)
             digit = filter_.pick(row, noise[:, k])
             nats = nats - row.log_softmax(-1).gather(-1, digit.unsqueeze(-1)).squeeze(-1)
-            if chain is not None:
-                logits = logits + chain[levels][digit]
+            if within is not None:
+                logits = logits + within[levels][digit]
             digits.append(digit)
         return layout.join_slot(torch.stack(digits, -1), slot), nats
 
@@ -214,9 +234,9 @@ class IdHead(nn.Module):
         self.reset_non_persistent_buffers()
 
     def reset_non_persistent_buffers(self) -> None:
-        sizes = torch.tensor(self.layout.vocab_sizes, device="cpu")
+        sizes = torch.tensor(self.layout.vocab_sizes, device="cpu", dtype=torch.int64)
         with torch.no_grad():
-            self.allowed.copy_(torch.arange(self.allowed.size(1), device="cpu") < sizes.unsqueeze(1))
+            self.allowed.copy_(torch.arange(self.allowed.size(1), device="cpu", dtype=torch.int64) < sizes.unsqueeze(1))
 
     def nll(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """hidden [B, T, G, C], ids [B, T, G] -> nats [B, T, G], float32."""
@@ -224,8 +244,10 @@ class IdHead(nn.Module):
         chosen = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
         return logits.logsumexp(-1) - chosen
 
-    def sample(self, hidden: Tensor, slot: int, noise: Tensor, filter_: LogitFilter) -> tuple[Tensor, Tensor]:
-        """hidden [B, C], noise [B, K] in [0, 1) -> ids [B] of the slot and their nats [B] under the unfiltered model."""
+    def sample(
+        self, hidden: Tensor, last: Tensor | None, slot: int, noise: Tensor, filter_: LogitFilter
+    ) -> tuple[Tensor, Tensor]:
+        """As of DigitHead; `last` is not used."""
         logits = ((hidden * self.gain[slot]) @ self.weight).float().masked_fill(~self.allowed[slot], -torch.inf)
         ids = filter_.pick(logits, noise[:, 0])
         return ids, -logits.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)

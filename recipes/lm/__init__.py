@@ -1,0 +1,1 @@
+"""Recipe: train a speech language model on token shards."""
