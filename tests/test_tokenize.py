@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from jepa_tok import packing
 from jepa_tok.config import tokenizer_config
-from jepa_tok.corpus import CorpusRun, encode_utterances, read_corpus, read_shards, tokenize_corpus
+from jepa_tok.corpus import CorpusRun, Utterance, encode_utterances, read_corpus, read_shards, tokenize_corpus
 from jepa_tok.corpus.encode import make_batches
 from jepa_tok.errors import AudioError, CorpusError
 from jepa_tok.tokens import Tokens
@@ -206,6 +206,17 @@ def test_every_kind_of_bad_file_has_its_reason(tmp_path):
     skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert [s["id"] for s in skipped] == ["u0", "u1", "u2", "u3", "u4"]
     assert all(f"{s['id']}.wav" in s["reason"] and "\n" not in s["reason"] for s in skipped)
+
+
+def test_utterances_from_elsewhere(whole, tmp_path):
+    manifest, expected, _ = whole
+    utterances = read_corpus(manifest)
+    assert tokenize_corpus(utterances, tmp_path / "a", Counter(), rows_per_shard=2, name="mine").source == "mine"
+    assert contents(tmp_path / "a") == expected
+    for bad in ([], [utterances[0]] * 2, [Utterance("a", "a.wav", 2.0, 1.0)], [Utterance("a\n", "a.wav")]):
+        with pytest.raises(CorpusError, match=r"^mine"):
+            tokenize_corpus(bad, tmp_path / "b", Counter(), name="mine")
+    assert not (tmp_path / "b").exists()
 
 
 def test_nothing_readable_leaves_nothing(tmp_path):

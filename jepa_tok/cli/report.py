@@ -34,10 +34,11 @@ def run(args: argparse.Namespace) -> int:
     check_output(out, args.overwrite)
     try:
         from jepa_tok.report import build_report
+
+        build_report(args.run_dir, out)
     except ModuleNotFoundError as e:
-        raise ConfigError(
-            f"`report` needs the package {e.name}; install it with `pip install 'jepa-tok[report]'`."
-        ) from None
-    build_report(args.run_dir, out)
+        if (e.name or "").startswith("jepa_tok."):
+            raise  # ours to mend, not the user's
+        raise ConfigError(f"`report` needs the package {e.name}; run `pip install 'jepa-tok[report]'`.") from None
     print(out)
     return 0

@@ -49,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
     from jepa_tok.corpus import read_corpus, tokenize_corpus
     from jepa_tok.corpus.tokenize import SKIPPED_FILE
 
-    read_corpus(args.source, where=args.where)  # before the model: a bad manifest answers at once
+    utterances = read_corpus(args.source, where=args.where)  # before the model: a bad manifest answers at once
     summary = tokenize_corpus(
-        args.source,
+        utterances,
         args.out,
         load_tokenizer(args),
-        where=args.where,
+        name=str(args.source),
         batch_seconds=args.batch_seconds,
         rows_per_shard=args.rows_per_shard,
         strict=args.strict,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jepa_tok.corpus.encode import encode_utterances
-from jepa_tok.corpus.manifest import Utterance, filter_corpus, read_corpus, write_manifest
+from jepa_tok.corpus.manifest import Utterance, check_corpus, filter_corpus, read_corpus, write_manifest
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow, column_types
 from jepa_tok.corpus.shards import (
     TokenShardWriter,
@@ -22,6 +22,7 @@ __all__ = [
     "TokenShardWriter",
     "TokenizeSummary",
     "Utterance",
+    "check_corpus",
     "column_types",
     "encode_utterances",
     "filter_corpus",

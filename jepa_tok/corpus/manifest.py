@@ -104,13 +104,29 @@ def read_corpus(
         raise CorpusError(
             f"{source}: a corpus must be a .jsonl or .tsv manifest, a Kaldi data folder or a folder of audio."
         )
-    if not utterances:
-        raise CorpusError(f"{source}: the corpus must have at least one utterance, but is empty.")
+    return _select(utterances, str(source), split, where)
 
+
+def check_corpus(
+    utterances: Iterable[Utterance], name: str, *, split: str | None = None, where: str | Iterable[str] | None = None
+) -> list[Utterance]:
+    """Utterances from elsewhere, held to the rules of `read_corpus`; `name` stands for them in messages."""
+    utterances, ids = list(utterances), Unique()
+    for number, u in enumerate(utterances):
+        ids.check(u.id, f"{name}, utterance {number}")
+        check_segment(u.start, u.end, f"{name}, utterance {number}")
+    return _select(utterances, name, split, where)
+
+
+def _select(
+    utterances: list[Utterance], name: str, split: str | None, where: str | Iterable[str] | None
+) -> list[Utterance]:
+    if not utterances:
+        raise CorpusError(f"{name}: the corpus must have at least one utterance, but is empty.")
     conditions = [where] if isinstance(where, str) else list(where or ())
     if split is not None:
         conditions.append(f"split={split}")
-    return filter_corpus(utterances, conditions, str(source)) if conditions else utterances
+    return filter_corpus(utterances, conditions, name) if conditions else utterances
 
 
 def filter_corpus(utterances: Sequence[Utterance], conditions: Iterable[str], name: str = "corpus") -> list[Utterance]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa_tok.corpus.encode import encode_utterances
-from jepa_tok.corpus.manifest import Utterance, read_corpus
+from jepa_tok.corpus.manifest import Utterance, check_corpus, read_corpus
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow, column_types
 from jepa_tok.corpus.shards import (
     CORPUS_FILE,
@@ -70,7 +70,7 @@ class TokenizeSummary:
 
 
 def tokenize_corpus(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Sequence[Utterance],
     out: str | os.PathLike[str],
     tokenizer: Any,
     *,
@@ -84,8 +84,12 @@ def tokenize_corpus(
     progress: bool | None = None,
     workers: int = 2,
     command: str | None = None,
+    name: str = "utterances",
 ) -> TokenizeSummary:
-    """Tokenizes `source` (see `read_corpus`, also for `split` and `where`) into the folder `out`, or goes on with it.
+    """Tokenizes `source` into the folder `out`, or goes on with it.
+
+    `source` is what `read_corpus` reads (see there for `split` and `where`), or utterances with ids that differ; `name`
+    is then what stands for them in corpus.json.
 
     Clips are encoded one at a time, so that no id depends on what else is in the corpus; `batch_seconds` makes padded
     batches of clips of like length, up to that many seconds: faster on a GPU, and equal but for the last bits of a float
@@ -94,7 +98,7 @@ def tokenize_corpus(
     Raises CorpusError where `out` belongs to another corpus, tokenizer or `rows_per_shard`, where another process is
     writing to it, and where not one utterance could be tokenized.
     """
-    run = CorpusRun(source, out, tokenizer, split=split, where=where, rows_per_shard=rows_per_shard)
+    run = CorpusRun(source, out, tokenizer, split=split, where=where, rows_per_shard=rows_per_shard, name=name)
     try:
         run.start(overwrite=overwrite)
         run.tokenize(
@@ -118,18 +122,22 @@ class CorpusRun:
 
     def __init__(
         self,
-        source: str | os.PathLike[str],
+        source: str | os.PathLike[str] | Sequence[Utterance],
         out: str | os.PathLike[str],
         tokenizer: Any,
         *,
         split: str | None = None,
         where: str | Iterable[str] | None = None,
         rows_per_shard: int = 500,
+        name: str = "utterances",
     ) -> None:
         if rows_per_shard < 1:
             raise CorpusError(f"`rows_per_shard` must be at least 1, but is {rows_per_shard} instead.")
-        self.source, self.out, self.tokenizer = str(source), Path(out), tokenizer
-        self.utterances = read_corpus(source, split=split, where=where)
+        self.out, self.tokenizer = Path(out), tokenizer
+        if isinstance(source, (str, os.PathLike)):
+            self.source, self.utterances = str(source), read_corpus(source, split=split, where=where)
+        else:
+            self.source, self.utterances = name, check_corpus(source, name, split=split, where=where)
         self.rows_per_shard = rows_per_shard
         self.num_shards = -(-len(self.utterances) // rows_per_shard)
         self.columns = column_types(u.info for u in self.utterances)
