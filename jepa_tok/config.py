@@ -1,6 +1,6 @@
 """Configurations of every model, and the presets `paper`, `base`, `small` and `tiny`.
 
-Defaults are the paper's (arXiv 2512.07168, sections 3 and 4; FACTS in docs/paper.md); a preset or a yaml file holds only
+Defaults are the paper's (arXiv 2512.07168, sections 3 and 4); a preset or a yaml file holds only
 what differs. The dataclasses know nothing of torch or fairseq2, so that `jepa-tok --help` starts at once.
 
     B clips   S samples at 24 kHz   T frames at 2.5 Hz   D code dimensions   G tokens per frame
@@ -462,7 +462,9 @@ def codec_config(name: str) -> CodecConfig:
     """Stage 2 for the preset `name`."""
     width = {"paper": 1.0, "base": 1.0, "small": 0.5, "tiny": 0.125}
     tokenizer = tokenizer_config(name)
-    return CodecConfig(tokenizer=tokenizer, discriminator=DiscriminatorConfig(width=width[name]))
+    return CodecConfig(
+        tokenizer=tokenizer, discriminator=DiscriminatorConfig(width=width[name]), freeze_encoder=name == "paper"
+    )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def test_padding_changes_no_loss_and_no_sample() -> None:
     assert both.frame_lengths.tolist() == [18, 20]
 
 
-def test_a_frozen_encoder_stays_in_evaluation_mode() -> None:
+def test_the_encoder_stays_in_evaluation_mode_and_frozen_where_the_config_says_so() -> None:
     codec = build().train()
     assert codec.training and codec.generator.training and not codec.encoder.training
     assert torch.equal(codec(sines()).codes, codec(sines()).codes)  # dropout is off in the encoder
@@ -167,7 +167,7 @@ def test_a_frozen_encoder_stays_in_evaluation_mode() -> None:
     assert not any(p.requires_grad for p in codec.encoder.parameters())
     assert all(p.requires_grad for p in codec.generator.parameters())
     tuned = build(FINE_TUNED).train()
-    assert tuned.encoder.training
+    assert not tuned.encoder.training and all(p.requires_grad for p in tuned.encoder.parameters())
 
 
 @pytest.mark.parametrize("config", [CONFIG, FINE_TUNED])

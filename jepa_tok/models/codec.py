@@ -71,20 +71,18 @@ class Codec(nn.Module):
         self.fsq = FSQ(config.tokenizer.quantizer)
         self.generator = Generator(config.tokenizer.generator)
         self.discriminator = Discriminator(config.discriminator)
-        self.freeze()
+        self.freeze().train()
 
     def freeze(self) -> Codec:
         """Takes the gradient from the encoder where the config freezes it; to be called again by who turns all on."""
         if self.config.freeze_encoder:
             self.encoder.requires_grad_(False)
-            self.encoder.eval()
         return self
 
     def train(self, mode: bool = True) -> Codec:
-        """As of any module, but a frozen encoder stays in evaluation mode: its dropout would change the tokens."""
+        """As of any module, but the encoder stays in evaluation mode: dropout would flip codes that the tokenizer keeps."""
         super().train(mode)
-        if self.config.freeze_encoder:
-            self.encoder.eval()
+        self.encoder.eval()
         return self
 
     def forward(

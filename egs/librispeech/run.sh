@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# LibriSpeech from audio to tokens, a language model and probes, stage by stage. Thin over the recipes.
+#
+#   egs/librispeech/run.sh --librispeech DIR [--arch small] [--hardware cpu|gpu80|8gpu] [--stage N] [--stop-stage M]
+#
+#   0  download          --download "train-clean-100 dev-clean" into DIR's parent (torchaudio)
+#   1  data              manifests in EXP/data
+#   2  stage 1           JEPA encoder                    -> EXP/stage1
+#   3  stage 2           tokenizer                       -> EXP/stage2, exported to EXP/tokenizer
+#   4  tokens            every utterance                 -> EXP/tokens
+#   5  language model    on the training readers' tokens -> EXP/lm
+#   6  continuation      of an unseen reader's prompt    -> EXP/generate
+#   7  probes            ASR, speaker, with controls     -> EXP/probes
+#   8  results           one table                       -> EXP/results.md
+#
+# Killed and run again, training resumes from its last checkpoint and tokenizing from its last shard; --stage N skips what is
+# done. Steps, batch sizes and the like: --stage1-args, --stage2-args, --lm-args take the recipes' own `key=value`.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+librispeech= download= arch=tiny hardware=cpu exp= stage=1 stop_stage=8 python=.venv/bin/python seed=2
+stage1_args= stage2_args= lm_args= probe_args=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --librispeech | --download | --arch | --hardware | --exp | --stage | --stop-stage | --python | --seed | --stage1-args | --stage2-args | --lm-args | --probe-args)
+            [ $# -ge 2 ] || { echo "run.sh: error: $1 needs a value" >&2; exit 2; }
+            name=${1#--}
+            printf -v "${name//-/_}" %s "$2"
+            shift 2 ;;
+        -h | --help) sed -n '2,/^set -e/{/^set -e/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
+        *) echo "run.sh: error: unknown option $1; see --help" >&2; exit 2 ;;
+    esac
+done
+[ -n "$librispeech" ] || { echo "run.sh: error: --librispeech DIR is needed: the folder that holds train-clean-100 and the like" >&2; exit 2; }
+[ -x "$python" ] || { echo "run.sh: error: $python does not exist; run 'make setup' first" >&2; exit 2; }
+exp=${exp:-exp/librispeech_$arch}
+
+launch=("$python" -m)
+case $hardware in
+    cpu) configs=(tiny_cpu tiny_cpu tiny_cpu) device=cpu ;;
+    gpu80) configs=(gpu80 gpu80 gpu80) device=cuda ;;
+    8gpu) configs=(8gpu 8gpu 8gpu) device=cuda launch=("$python" -m torch.distributed.run --standalone --nproc-per-node 8 -m) ;;
+    *) echo "run.sh: error: --hardware must be cpu, gpu80 or 8gpu, but is '$hardware' instead" >&2; exit 2 ;;
+esac
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} FAIRSEQ2_NO_PROGRESS=${FAIRSEQ2_NO_PROGRESS:-1}
+mkdir -p "$exp/logs"
+
+# run NAME COMMAND...: shows the command, keeps its output in EXP/logs, records it with its seconds, stops where it fails.
+run() {
+    local name=$1 begun=$SECONDS status=0
+    shift
+    echo "run.sh: $name"
+    echo "  \$ $*"
+    "$@" >"$exp/logs/$name.log" 2>&1 || status=$?
+    "$python" - "$exp/commands.jsonl" "$name" "$((SECONDS - begun))" "$status" "$@" <<'EOF'
+import json, shlex, sys
+
+path, name, seconds, status, *command = sys.argv[1:]
+row = {"name": name, "command": shlex.join(command), "seconds": int(seconds), "status": int(status)}
+open(path, "a").write(json.dumps(row) + "\n")
+EOF
+    if [ "$status" -ne 0 ]; then
+        tail -n 3 "$exp/logs/$name.log" | sed 's/^/  | /' >&2
+        echo "run.sh: error: $name ended with status $status; its output is in $exp/logs/$name.log" >&2
+        exit "$status"
+    fi
+    echo "  done in $((SECONDS - begun)) s"
+}
+at() { [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ]; }
+
+data=$exp/data
+if at 0 && [ -n "$download" ]; then
+    # shellcheck disable=SC2086  # several subsets in one option
+    run download "$python" -m egs.librispeech.prepare "$(dirname "$librispeech")" "$data" --download $download
+fi
+if at 1; then
+    run data "$python" -m egs.librispeech.prepare "$librispeech" "$data"
+fi
+# shellcheck disable=SC2206  # the recipes' own key=value pairs, several in one option
+if at 2; then
+    run stage1 "${launch[@]}" recipes.jepa "$exp/stage1" --no-rich --config-file "recipes/jepa/configs/${configs[0]}.yaml" \
+        --config "dataset.config_overrides.manifests=[$data/all.jsonl]" model.arch="$arch" common.seed="$seed" $stage1_args
+fi
+if at 3; then
+    run stage2 "${launch[@]}" recipes.codec "$exp/stage2" --no-rich --config-file "recipes/codec/configs/${configs[1]}.yaml" \
+        --config "dataset.config_overrides.manifests=[$data/all.jsonl]" model.arch="$arch" common.seed="$seed" encoder.path="$exp/stage1" $stage2_args
+    run export "$python" -m recipes.codec.export "$exp/stage2" "$exp/tokenizer" --name "librispeech-$arch"
+fi
+if at 4; then
+    if [ "$hardware" = 8gpu ]; then
+        run tokens "${launch[@]}" recipes.tokenize "$exp/tokens_run" --no-rich --config source="$data/all.jsonl" tokens="$exp/tokens" tokenizer="$exp/tokenizer"
+    else
+        run tokens "$python" -m jepa_tok tokenize "$data/all.jsonl" "$exp/tokens" --tokenizer "$exp/tokenizer" --device "$device"
+    fi
+fi
+if at 5; then
+    run lm "${launch[@]}" recipes.lm "$exp/lm" --no-rich --config-file "recipes/lm/configs/${configs[2]}.yaml" \
+        --config "dataset.config_overrides.shards=[$exp/tokens]" dataset.config_overrides.train_split=train dataset.config_overrides.valid_split=dev common.seed="$seed" $lm_args
+fi
+if at 6; then
+    run generate "$python" -m recipes.lm.generate "$exp/generate" --no-rich --config lm="$exp/lm" tokenizer="$exp/tokenizer" shards="[$exp/tokens]"
+fi
+if at 7; then
+    # shellcheck disable=SC2086
+    run probe_asr "$python" -m probes asr --tokens "$exp/tokens" --labels "$data/all.jsonl" --random-config "$arch" --out "$exp/probes/asr" $probe_args
+    # shellcheck disable=SC2086
+    run probe_speaker "$python" -m probes speaker --tokens "$exp/tokens" --labels "$data/all.jsonl" --split-column split_utt --verification-column split \
+        --random-config "$arch" --out "$exp/probes/speaker" $probe_args
+fi
+if at 8; then
+    run results "$python" -m egs.librispeech.results "$exp"
+    echo "run.sh: results: $exp/results.md"
+fi
