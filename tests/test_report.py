@@ -218,8 +218,8 @@ def test_every_section_is_there(page: Path) -> None:
         "0.500",
     ):
         assert text in reader.text or text in page.read_text()
-    assert "By wer, these tokens do worse than an untrained tokenizer's." in reader.text
-    assert "By uar, these tokens do better" in reader.text
+    assert "By WER, these tokens do worse than an untrained tokenizer's." in reader.text
+    assert "By UAR, these tokens do better" in reader.text
     assert "synthetic" in reader.text.lower()
 
 

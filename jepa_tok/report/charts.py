@@ -55,12 +55,10 @@ def chart(
     low, high = (min([*ys, 0.0]) if zero else min(ys)), max(ys if top is None else [*ys, top])
     low, high, ticks = _scale(low, high)
     last = max(x for s in shown for x in s.curve.x)
-    first = min(x for s in shown for x in s.curve.x)
-    first = 0.0 if first < 0.3 * last else first
-    span = (last - first) or 1.0
+    span = last or 1.0
 
     def px(x: float) -> float:
-        return _LEFT + (WIDTH - _LEFT - _RIGHT) * (x - first) / span
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * x / span
 
     def py(y: float) -> float:
         return _TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - (y - low) / (high - low))
@@ -71,9 +69,9 @@ def chart(
         parts.append(
             f'<text class="tick" x="{_LEFT - 6}" y="{py(tick) + 3.5:.1f}" text-anchor="end">{_number(tick)}</text>'
         )
-    _, _, steps = _scale(first, last, 5)
+    _, _, steps = _scale(0.0, last, 5)
     for tick in steps:
-        if first <= tick <= last:
+        if tick <= last:
             parts.append(
                 f'<text class="tick" x="{px(tick):.1f}" y="{HEIGHT - 12}" text-anchor="middle">{_number(tick)}</text>'
             )

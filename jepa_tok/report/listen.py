@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -116,8 +117,10 @@ def continuation(run: RunDir) -> str:
         return section("continuation", title, missing("Continuations", "generate/*.wav"))
     from jepa_tok.audio import load_audio
 
+    found = found[:CONTINUATIONS]
+    width = 1060 if len(found) == 1 else 460
     cards = []
-    for path, told in found[:CONTINUATIONS]:
+    for path, told in found:
         rate = 24_000
         try:
             wave = load_audio(path, rate)[: 2 * round(LONGEST * rate)]
@@ -133,7 +136,7 @@ def continuation(run: RunDir) -> str:
         )
         cards.append(
             f'<div class="card"><h3>{escape(str(told.get("id") or path.stem))}</h3><p class="words">{escape(text)}</p>'
-            f"{media.spectrogram(wave, rate, marks=marks)}{media.player(wave, rate, 'prompt and continuation')}</div>"
+            f"{media.spectrogram(wave, rate, marks=marks, width=width)}{media.player(wave, rate, 'prompt and continuation')}</div>"
         )
     body = f'<div class="cards">{"".join(cards)}</div>' if cards else missing("Readable audio", "generate/")
     return section(
@@ -191,16 +194,18 @@ def gates(run: RunDir, tokenizer: SpeechTokenizer | None, corpus: Sequence[Utter
     if not values:
         return section("gates", title, '<p class="missing">This encoder has no DAAM gates.</p>')
     alphas = _alphas(tokenizer)
-    seconds = len(wave) / tokenizer.sample_rate
+    hops = _hops(tokenizer)
     keys = []
     for stage, gate in enumerate(values):
         gain = 1.0 + (alphas[stage] if stage < len(alphas) else 0.0) * gate
         keys.append(
-            f"<tr><td>stage {stage + 1}</td><td class=n>{len(gate)}</td><td class=n>{1000 * seconds / len(gate):.0f} ms</td>"
+            f"<tr><td>stage {stage + 1}</td><td class=n>{len(gate)}</td><td class=n>{1000 * hops[stage] / tokenizer.sample_rate:.0f} ms</td>"
             f"<td class=n>{float(gate.mean()):.2f} <span class=dev>({float(gate.min()):.2f} to {float(gate.max()):.2f})</span></td>"
             f"<td class=n>{float(gain.min()):.3f} to {float(gain.max()):.3f}</td></tr>"
         )
-    picture = media.spectrogram(wave, tokenizer.sample_rate, over=_lanes(values), height=230)
+    picture = media.spectrogram(
+        wave, tokenizer.sample_rate, over=_lanes(values, [hop / len(wave) for hop in hops]), width=1060, height=280
+    )
     table = f"<div class=scroll><table><thead><tr><th>gate<th class=n>steps<th class=n>step<th class=n>density, mean (range)<th class=n>gain 1 + &alpha;g</tr></thead><tbody>{''.join(keys)}</tbody></table></div>"
     lead = (
         f"{escape(_who(utterance))}. One lane a stage, from the first (bottom) to the last (top), each from 0 to its own maximum: high where a step is "
@@ -209,8 +214,8 @@ def gates(run: RunDir, tokenizer: SpeechTokenizer | None, corpus: Sequence[Utter
     return section("gates", title, f'<figure class="broad gatefig">{picture}{table}</figure>', lead)
 
 
-def _lanes(values: Sequence[Tensor]) -> str:
-    """Step lines in lanes of the unit square, light on dark so that they show over any colour."""
+def _lanes(values: Sequence[Tensor], steps: Sequence[float]) -> str:
+    """Step lines in lanes of the unit square, light on dark so that they show over any colour; `steps` are widths."""
     parts = []
     height = 1.0 / len(values)
     for stage, gate in enumerate(values):
@@ -230,6 +235,12 @@ def _lanes(values: Sequence[Tensor]) -> str:
                 f'<path d="M0 {base:.4f}H1" stroke="#ffffff" stroke-opacity="0.35" stroke-width="1" vector-effect="non-scaling-stroke"/>'
             )
     return "".join(parts)
+
+
+def _hops(tokenizer: SpeechTokenizer) -> list[int]:
+    """Samples per step after each encoder stage."""
+    encoder = tokenizer.config.encoder
+    return [encoder.front_hop * math.prod(encoder.strides[: stage + 1]) for stage in range(len(encoder.strides))]
 
 
 def _alphas(tokenizer: SpeechTokenizer) -> list[float]:

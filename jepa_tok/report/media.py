@@ -85,16 +85,23 @@ def player(wave: Tensor, sample_rate: int, label: str) -> str:
 
 
 def spectrogram(
-    wave: Tensor, sample_rate: int, *, marks: Sequence[tuple[float, str]] = (), over: str = "", height: int = 130
+    wave: Tensor,
+    sample_rate: int,
+    *,
+    marks: Sequence[tuple[float, str]] = (),
+    over: str = "",
+    width: int = 460,
+    height: int = 130,
 ) -> str:
     """A spectrogram with axes as SVG.
 
     :param wave: [S], S >= 1.
     :param marks: Times in seconds with a word each, drawn as vertical lines.
     :param over: SVG drawn over the picture, in the unit square (0, 0 at its top left).
-    :param height: Of the picture, in the SVG's units; the width is 460.
+    :param width: Of the picture, in the SVG's units, which are about a pixel where the page gives it this width.
+    :param height: Of the picture.
     """
-    width, left, bottom = 460, 34, 20
+    left, bottom = 34, 20
     seconds = len(wave) / sample_rate
     parts = [
         f'<svg class="spec" viewBox="0 0 {width + left + 6} {height + bottom + 4}" role="img" aria-label="log-mel spectrogram, {seconds:.1f} s">',
@@ -107,7 +114,7 @@ def spectrogram(
             parts.append(
                 f'<path class="axis" d="M{left - 4} {y:.1f}h4"/><text class="tick" x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{label}</text>'
             )
-    step = next((s for s in (0.5, 1, 2, 5, 10, 30) if seconds / s <= 8), 60)
+    step = next((s for s in (0.5, 1, 2, 5, 10, 30) if seconds / s <= width / 57), 60)
     for k in range(int(seconds / step) + 1):
         x = left + width * k * step / seconds
         unit = " s" if k == 0 else ""

@@ -32,6 +32,11 @@ SYNTHETIC = (
 )
 
 
+def metric_name(metric: str) -> str:
+    """WER, EER, UAR as one writes them; words without underscores."""
+    return metric.upper() if metric in ("wer", "cer", "eer", "uar") else metric.replace("_", " ")
+
+
 def seconds_text(value: float) -> str:
     """12 s, 3 min 5 s, 1 h 2 min."""
     whole = round(value)
@@ -97,7 +102,7 @@ def tiles(run: RunDir, usage: Usage | None, bits: float | None, valid: list[dict
         row = next((r for r in probe["rows"] if r.get("input") == "tokens"), None)
         value = (row or {}).get("metrics", {}).get(metric, {}).get("mean")
         if metric is not None and value is not None:
-            found.append((f"{metric.replace('_', ' ')}, {probe.get('task')} probe", f"{value:.2f}"))
+            found.append((f"{metric_name(metric)}, {probe.get('task')} probe", f"{value:.2f}"))
     return found
 
 
@@ -150,7 +155,7 @@ def codes(usage: Usage | None) -> str:
         f"Taken as independent, the dimensions carry {usage.bits_per_second:.0f} of {usage.capacity:.0f} bit/s: an upper bound."
     )
     body = (
-        f'<figure class="broad"><figcaption><b>Share of each level</b>, by dimension: the darker, the more often</figcaption>{usage_map(usage.shares)}</figure>'
+        f'<figure class="broad"><figcaption><b>Share of each level</b>, by dimension: the stronger the colour, the more often</figcaption>{usage_map(usage.shares)}</figure>'
         f'<figure class="broad"><figcaption><b>Normalised entropy</b>, by dimension: 1 is even use of all levels</figcaption>{bars(usage.normalised, "normalised entropy")}</figure>'
     )
     return section("codes", title, body, lead)
@@ -171,7 +176,7 @@ def _probe(result: dict[str, Any]) -> str:
     better = result.get("better", {})
     metrics = list(better) or sorted({m for row in result["rows"] for m in row.get("metrics", {})})
     arrows = {"higher": "↑", "lower": "↓"}
-    header = "".join(f"<th class=n>{escape(m.replace('_', ' '))} {arrows.get(better.get(m, ''), '')}" for m in metrics)
+    header = "".join(f"<th class=n>{escape(metric_name(m))} {arrows.get(better.get(m, ''), '')}" for m in metrics)
     body = []
     for row in result["rows"]:
         name = str(row.get("input"))
@@ -210,7 +215,7 @@ def _verdict(result: dict[str, Any], metrics: list[str], better: dict[str, str])
     sign = 1 if better.get(metric) == "higher" else -1
     gap = sign * (tokens["mean"] - control["mean"])
     spread = tokens.get("std", 0.0) + control.get("std", 0.0)
-    name = metric.replace("_", " ")
+    name = metric_name(metric)
     if gap > spread:
         return f"By {name}, these tokens do better than an untrained tokenizer's."
     if gap < -spread:

@@ -31,17 +31,15 @@ def stage1(run: RunDir) -> str:
         return section("stage1", "Stage 1: JEPA pretraining", missing("Metrics of stage 1", "stage1/metrics"))
     panels = [
         chart(
-            "Loss",
-            _pair(train, valid, r"loss", r"jepa.loss"),
-            note="Prediction of masked frames plus the weighted mel anchor; a low loss alone proves nothing.",
+            "Prediction loss",
+            _pair(train, valid, r"prediction loss", r"loss"),
+            zero=True,
+            note="Masked frames against the EMA target. A low loss alone proves nothing: see the collapse monitor.",
         ),
         chart(
-            "Terms of the loss",
-            [
-                Series("prediction", curve(train, r"prediction loss"), 1),
-                Series("anchor KL (nats)", curve(train, r"anchor kl.*", r"anchor loss"), 2),
-            ],
-            zero=True,
+            "Mel anchor, KL in nats",
+            _pair(train, valid, r"anchor kl.*", r"anchor loss"),
+            note="Its weight in the loss falls with training.",
         ),
         chart(
             "Prediction R²",
