@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from fairseq2.recipe.cli import main
+import os
 
+# Before torch is imported: with several OpenMP threads, small CPU runs are many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from recipes.common import run_main
 from recipes.lm.recipe import LMRecipe
 
-main(LMRecipe())
+if __name__ == "__main__":
+    run_main(LMRecipe())

@@ -19,6 +19,7 @@ from fairseq2.recipe.config import (
 
 from jepa_tok._fairseq2.lm import LM_FAMILY
 from jepa_tok._fairseq2.token_data import TOKENS_FAMILY
+from recipes.common import default_common
 
 
 @dataclass(kw_only=True)
@@ -74,8 +75,7 @@ class LMRecipeConfig:
         )
     )
 
-    # One folder, one run: with sweep folders a changed option would silently start another run.
-    common: CommonSection = field(default_factory=lambda: CommonSection(no_sweep_dir=True))
+    common: CommonSection = field(default_factory=default_common)
 
     baselines: bool = True
     """Whether unigram and bigram baselines are counted before training (needs validation rows)."""

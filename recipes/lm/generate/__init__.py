@@ -1,0 +1,1 @@
+"""Recipe: a trained speech language model goes on with spoken prompts."""
