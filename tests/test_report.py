@@ -121,9 +121,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out / "lm/metrics/valid.jsonl",
         [{"Step": 100, "Bits/s": 455.0, "Nats/Token": 6.4, "Unigram Bits/s": 590.0, "Bigram Time Bits/s": 520.0}],
     )
-    (out / "generate").mkdir()
-    soundfile.write(out / "generate" / "u1.wav", tone(4.0, 150.0), 24_000)
-    lines(out / "generate" / "samples.jsonl", [{"id": "u1", "wav": "u1.wav", "prompt_seconds": 1.6}])
+    (out / "generate" / "audio").mkdir(parents=True)
+    soundfile.write(out / "generate" / "audio" / "u1.wav", tone(4.0, 150.0), 24_000)
+    entry = {"prompt": "u1", "wav": "audio/u1.wav", "prompt_seconds": 1.6, "bits_per_second": 321.4, "ended": True}
+    (out / "generate" / "generations.json").write_text(json.dumps([entry, {"prompt": "lost", "wav": "audio/lost.wav"}]))
     for task, metric in (("asr", "wer"), ("speaker", "accuracy"), ("emotion", "uar")):
         cell = {"mean": 0.5, "std": 0.05, "values": [0.45, 0.55]}
         low = {"mean": 0.3, "std": 0.02, "values": [0.28, 0.32]}
@@ -210,7 +211,7 @@ def test_every_section_is_there(page: Path) -> None:
     for text in (
         "s<0>, speaker seen in training",
         "unseen speaker (test)",
-        "prompt 1.6 s, then 2.4 s",
+        "prompt 1.6 s, then 2.4 s of the model, 321 bit/s by its own measure, ended by the model",
         "unigram",
         "abc123",
         "<2>",
@@ -238,7 +239,7 @@ def test_audio_in_the_page_is_the_audio(page: Path, run_dir: Path) -> None:
 
     uris = [a for a in read(page).addresses if a.startswith("data:audio/wav;base64,")]
     waves = [soundfile.read(io.BytesIO(base64.b64decode(u.split(",")[1])))[0] for u in uris]
-    sampled, _ = soundfile.read(run_dir / "generate" / "u1.wav")
+    sampled, _ = soundfile.read(run_dir / "generate" / "audio" / "u1.wav")
     assert any(len(w) == len(sampled) and np.abs(w - sampled).max() < 1e-4 for w in waves)
     assert len(waves[0]) == len(waves[1]) == math.ceil(len(tone(1.5, 1, 22_050)) * 24_000 / 22_050)
 

@@ -76,7 +76,15 @@ def make_steps(out: Path, configs: Path) -> list[Step]:
             5, "lm", "recipes.lm", f"dataset.config_overrides.shards=[{out / 'tokens'}]",
             "dataset.config_overrides.train_split=train", "dataset.config_overrides.valid_split=dev",
         ),
-        Step(6, "generate", "recipes.lm.generate", (str(out / "generate"),), (out / "generate",)),
+        Step(
+            6, "generate", "recipes.lm.generate",
+            (
+                str(out / "generate"), "--no-rich", "--config", f"common.assets.prev_checkpoint_dir={out / 'lm' / 'checkpoints'}",
+                f"tokenizer={out / 'tokenizer'}", f"prompts.tokens=[{out / 'tokens'}]", "prompts.split=test", "prompts.limit=3",
+                "prompts.seconds=1.2", "sampling.max_seconds=3.2", "sampling.min_seconds=1.2", f"sampling.seed={SEED_SAMPLING}",
+            ),
+            (out / "generate",),
+        ),
         probe("asr"),
         probe("speaker", "--split-column", "split_utt", "--verification-column", "split"),
         probe("emotion"),

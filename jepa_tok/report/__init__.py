@@ -9,7 +9,7 @@
     stage1|stage2|lm/metrics/   JSONL of the recipes: train.jsonl, valid/*.jsonl
     tokenizer/                  config.json, model.safetensors
     tokens/                     parquet token shards
-    generate/                   *.wav of prompts and continuations, *.json or *.jsonl that tell of them
+    generate/                   generations.json of recipes.lm.generate and the WAV files that it names
     probes/TASK/results.json    one of each probe
 
     rundir.py reads, media.py and charts.py draw, training.py, listen.py and results.py write sections, page.py binds them.

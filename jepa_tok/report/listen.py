@@ -114,7 +114,7 @@ def continuation(run: RunDir) -> str:
     title = "Listen: the language model continues"
     found = find_continuations(run)
     if not found:
-        return section("continuation", title, missing("Continuations", "generate/*.wav"))
+        return section("continuation", title, missing("Continuations", "generate/generations.json"))
     from jepa_tok.audio import load_audio
 
     found = found[:CONTINUATIONS]
@@ -127,15 +127,10 @@ def continuation(run: RunDir) -> str:
         except JepaTokError as error:
             run.problems.append(str(error))
             continue
-        prompt = told.get("prompt_seconds")
-        marks = [(prompt, "continuation")] if prompt is not None and 0 < prompt < len(wave) / rate else []
-        text = (
-            f"prompt {prompt:.1f} s, then {max(len(wave) / rate - prompt, 0.0):.1f} s of the model"
-            if prompt is not None
-            else f"{len(wave) / rate:.1f} s"
-        )
+        seconds, prompt = len(wave) / rate, number(told.get("prompt_seconds"))
+        marks = [(prompt, "continuation")] if prompt is not None and 0 < prompt < seconds else []
         cards.append(
-            f'<div class="card"><h3>{escape(str(told.get("id") or path.stem))}</h3><p class="words">{escape(text)}</p>'
+            f'<div class="card"><h3>{escape(str(told.get("prompt") or path.stem))}</h3><p class="words">{escape(_words(told, seconds))}</p>'
             f"{media.spectrogram(wave, rate, marks=marks, width=width)}{media.player(wave, rate, 'prompt and continuation')}</div>"
         )
     body = f'<div class="cards">{"".join(cards)}</div>' if cards else missing("Readable audio", "generate/")
@@ -148,35 +143,24 @@ def continuation(run: RunDir) -> str:
 
 
 def find_continuations(run: RunDir) -> list[tuple[Path, dict[str, Any]]]:
-    """WAV files of generate/ with what its JSON files tell of each: `id`, `prompt_seconds`."""
+    """WAV files of prompt and continuation, with what generate/generations.json tells of each (else every WAV there)."""
     folder = run.path / "generate"
-    told: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*.json*")):
-        name = str(path.relative_to(run.path))
-        rows = run.rows(name) if path.suffix == ".jsonl" else _flatten(run.json(name))
-        for row in rows:
-            wav = next(
-                (str(row[key]) for key in ("wav", "path", "audio", "file") if row.get(key)), f"{row.get('id')}.wav"
-            )
-            told[Path(wav).name] = {"id": row.get("id"), "prompt_seconds": _prompt_seconds(row)}
-    wavs = sorted(folder.rglob("*.wav"))
-    listed = [w for w in wavs if w.name in told]
-    chosen = listed or [w for w in wavs if "prompt" not in w.stem] or wavs
-    return [(w, told.get(w.name, {})) for w in chosen]
+    told = run.json("generate/generations.json")
+    if not isinstance(told, list):
+        return [(path, {}) for path in sorted(folder.rglob("*.wav"))]
+    rows = [row for row in told if isinstance(row, dict) and row.get("wav")]
+    return [(folder / str(row["wav"]), row) for row in rows if (folder / str(row["wav"])).is_file()]
 
 
-def _flatten(value: Any) -> list[dict[str, Any]]:
-    if isinstance(value, dict):
-        inner = next((v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)), None)
-        return inner if inner is not None else [value]
-    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-
-
-def _prompt_seconds(row: dict[str, Any]) -> float | None:
-    seconds, frames = number(row.get("prompt_seconds")), number(row.get("prompt_frames"))
-    if seconds is not None:
-        return seconds
-    return None if frames is None else frames / (number(row.get("frame_rate")) or 2.5)
+def _words(told: dict[str, Any], seconds: float) -> str:
+    """What is known of a continuation, in a line."""
+    prompt, bits = number(told.get("prompt_seconds")), number(told.get("bits_per_second"))
+    if prompt is None:
+        return f"{seconds:.1f} s"
+    text = f"prompt {prompt:.1f} s, then {max(seconds - prompt, 0.0):.1f} s of the model"
+    if bits is not None:
+        text += f", {bits:.0f} bit/s by its own measure"
+    return text + (", ended by the model" if told.get("ended") else ", cut at the limit" if "ended" in told else "")
 
 
 def gates(run: RunDir, tokenizer: SpeechTokenizer | None, corpus: Sequence[Utterance]) -> str:
