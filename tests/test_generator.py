@@ -157,3 +157,14 @@ def test_contradictions_are_refused_in_one_line(changes: dict, field: str) -> No
     with pytest.raises(ConfigError, match=field) as error:
         Generator(dataclasses.replace(CONVNEXT, **changes))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["base", "small", "tiny"])
+def test_istft_head_starts_at_the_level_of_speech(name: str) -> None:
+    """The loss need not first find the volume: log-magnitudes of read speech average about -3 on this grid."""
+    torch.manual_seed(0)
+    generator = Generator(tokenizer_config(name).generator).eval()
+    with torch.no_grad():
+        log_magnitude = stft(generator(torch.rand(1, 4, 128) * 2 - 1), 1024, 240).abs().log()
+    assert log_magnitude.mean().item() == pytest.approx(-3.0, abs=0.75)
+    assert 0.3 < log_magnitude.std().item() < 2.0
