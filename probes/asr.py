@@ -80,7 +80,8 @@ def run(
 ) -> Outcome:
     """Trains and scores every input for every seed; `data` comes from `prepare`.
 
-    For each input the grid is tried with the first seed and its best pair used for all seeds. Raises ProbeError where
+    For each input the grid is tried with the first seed and its best pair used for all seeds; shuffled labels get the pair
+    of the tokens. Raises ProbeError where
     labels or splits do not allow it.
     """
     texts = [normalise(str(v)) for v in data.values(column)]
@@ -93,10 +94,12 @@ def run(
         "context_frames": context,
         "epochs": epochs,
         "grid_lr_weight_decay": [list(pair) for pair in ctc.GRID],
-        "chosen": {},
         "decoding": "greedy, no language model",
     }
-    rows, unfit, examples = [], 0, []
+    rows: list[Row] = []
+    examples: list[dict[str, str]] = []
+    chosen: dict[str, tuple[float, float]] = {}
+    unfit = 0
     jobs = [(source, source.name) for source in inputs]
     for source, name in [*jobs, (inputs[0], "shuffled")]:
         if isinstance(source, Missing):
@@ -120,17 +123,20 @@ def run(
                 unfit = sum(not clips.fits(int(i)) for i in split.train)
                 settings["labels"] = known.size + 1
             options = {"size": known.size + 1, "context": context, "epochs": epochs, "seed": seed, "device": device}
+            if name == "shuffled":
+                pair = chosen["tokens"]
             if pair is None:
                 pair, head = _tune(clips, split, own, known, options)
             else:
                 head, _ = ctc.train(clips, split.train, split.dev, lr=pair[0], decay=pair[1], **options)
-            settings["chosen"][name] = list(pair)
+            chosen[name] = pair
             guess = [known.decode([u - 1 for u in path]) for path in ctc.transcribe(head, clips, split.test, device)]
             for metric, value in error_rates([texts[i] for i in split.test], guess).items():
                 row.metrics.setdefault(metric, []).append(value)
             if name == "tokens" and seed == seeds[0]:
                 examples = [{"id": data.ids[i], "truth": texts[i], "guess": g} for i, g in zip(split.test[:5], guess)]
         rows.append(row)
+    settings["chosen"] = {name: list(pair) for name, pair in chosen.items()}
     settings["examples"] = examples
     rows += _baselines(texts, plans)
     return Outcome(

@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
                 metavar="N",
                 help="neighbouring frames the head sees on each side; default: 1",
             )
-            p.add_argument("--epochs", type=_positive, default=30, metavar="N", help="default: 30")
+            p.add_argument("--epochs", type=_positive, default=15, metavar="N", help="default: 15")
             p.add_argument("--device", default="cpu", help="torch device; default: cpu")
     return top
 

@@ -31,10 +31,11 @@ Rows = Sequence[int] | np.ndarray
 
 BLANK = 0
 
-GRID: tuple[tuple[float, float], ...] = ((0.01, 0.01), (0.003, 0.01), (0.01, 0.3))
+GRID: tuple[tuple[float, float], ...] = ((0.01, 0.3), (0.05, 0.3))
 """(learning rate, weight decay) pairs that are tried; the one with the least character error rate on dev is kept."""
 
-BATCH_FRAMES = 320  # frames of a batch, padding counted: 128 s
+UPDATES = 50  # an epoch aims at this many batches, so that a small corpus is not trained on too few
+LEAST_FRAMES, MOST_FRAMES = 20, 160  # of a batch, padding counted: 8 to 64 s
 MIN_SCALE = 0.05  # features that vary less than this are not blown up
 
 
@@ -85,11 +86,11 @@ class Clips:
         parts = [torch.from_numpy(self.expand(self.frames[i])) for i in rows]
         return nn.utils.rnn.pad_sequence(parts, batch_first=True), torch.tensor([len(p) for p in parts])
 
-    def batches(self, rows: Rows) -> list[list[int]]:
-        """`rows` by length, in batches of at most BATCH_FRAMES frames with padding."""
+    def batches(self, rows: Rows, most: int = MOST_FRAMES) -> list[list[int]]:
+        """`rows` by length, in batches of at most `most` frames with padding; a longer clip is a batch of its own."""
         out: list[list[int]] = []
         for i in sorted(rows, key=lambda i: len(self.frames[i])):
-            if not out or (len(out[-1]) + 1) * len(self.frames[i]) > BATCH_FRAMES:
+            if not out or (len(out[-1]) + 1) * len(self.frames[i]) > most:
                 out.append([])
             out[-1].append(int(i))
         return out
@@ -128,7 +129,8 @@ def train(
     checks = [int(i) for i in dev_rows if clips.fits(int(i))]
     head = SlotHead(*moments(clips, rows), clips.slots, size, context, seed).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=decay)
-    batches = clips.batches(rows)
+    share = sum(len(clips.frames[i]) for i in rows) // UPDATES
+    batches = clips.batches(rows, min(max(share, LEAST_FRAMES), MOST_FRAMES))
     rng = np.random.default_rng([seed, 6])
     best, state = math.inf, copy.deepcopy(head.state_dict())
     step, steps = 0, epochs * len(batches)

