@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -317,14 +316,14 @@ def test_a_killed_run_goes_on_with_the_losses_of_a_whole_one(tmp_path):
     call(command(shards, tmp_path / "whole", *steps))
     args = command(shards, tmp_path / "killed", *steps)
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(args, cwd=ROOT, env=environment(), stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(args, cwd=ROOT, env=environment(), stdout=log, stderr=log)
         metrics = tmp_path / "killed" / "metrics" / "train.jsonl"
         until = time.monotonic() + 200
         while process.poll() is None and time.monotonic() < until:
             if (tmp_path / "killed/checkpoints/step_10/data_reader").exists() and len(metrics.read_text().splitlines()) > 12:  # fmt: skip
                 break
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # SIGKILL
         process.wait()
     assert "Restoring training from the last checkpoint" in call(args)
     for name in ("train", "valid"):

@@ -1,0 +1,17 @@
+"""`torchrun --standalone --nproc-per-node 8 -m recipes.tokenize OUT --config source=manifest.jsonl tokenizer=TOKENIZER`"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Before torch is imported; each process has one GPU, or is one of several on a CPU.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from recipes.common import run_main
+from recipes.tokenize.recipe import TokenizeRecipe
+
+if __name__ == "__main__":
+    recipe = TokenizeRecipe()
+    run_main(recipe)
+    sys.exit(1 if recipe.skipped else 0)  # as `jepa-tok tokenize` does
