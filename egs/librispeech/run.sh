@@ -52,11 +52,11 @@ run() {
     echo "run.sh: $name"
     echo "  \$ $*"
     "$@" >"$exp/logs/$name.log" 2>&1 || status=$?
-    "$python" - "$exp/commands.jsonl" "$name" "$((SECONDS - begun))" "$status" "$@" <<'EOF'
+    "$python" - "$exp/commands.jsonl" "$now" "$name" "$((SECONDS - begun))" "$status" "$@" <<'EOF'
 import json, shlex, sys
 
-path, name, seconds, status, *command = sys.argv[1:]
-row = {"name": name, "command": shlex.join(command), "seconds": int(seconds), "status": int(status)}
+path, stage, name, seconds, status, *command = sys.argv[1:]
+row = {"stage": int(stage), "name": name, "command": shlex.join(command), "seconds": int(seconds), "status": int(status)}
 open(path, "a").write(json.dumps(row) + "\n")
 EOF
     if [ "$status" -ne 0 ]; then
@@ -66,7 +66,7 @@ EOF
     fi
     echo "  done in $((SECONDS - begun)) s"
 }
-at() { [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ]; }
+at() { now=$1 && [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ]; }
 
 data=$exp/data
 if at 0 && [ -n "$download" ]; then
@@ -88,7 +88,7 @@ if at 3; then
 fi
 if at 4; then
     if [ "$hardware" = 8gpu ]; then
-        run tokens "${launch[@]}" recipes.tokenize "$exp/tokens_run" --no-rich --config source="$data/all.jsonl" tokens="$exp/tokens" tokenizer="$exp/tokenizer"
+        run tokens "${launch[@]}" recipes.tokenize "$exp/tokens" --no-rich --config source="$data/all.jsonl" tokenizer="$exp/tokenizer"
     else
         run tokens "$python" -m jepa_tok tokenize "$data/all.jsonl" "$exp/tokens" --tokenizer "$exp/tokenizer" --device "$device"
     fi
@@ -98,7 +98,8 @@ if at 5; then
         --config "dataset.config_overrides.shards=[$exp/tokens]" dataset.config_overrides.train_split=train dataset.config_overrides.valid_split=dev common.seed="$seed" $lm_args
 fi
 if at 6; then
-    run generate "$python" -m recipes.lm.generate "$exp/generate" --no-rich --config lm="$exp/lm" tokenizer="$exp/tokenizer" shards="[$exp/tokens]"
+    run generate "$python" -m recipes.lm.generate "$exp/generate" --no-rich --config common.assets.prev_checkpoint_dir="$exp/lm/checkpoints" \
+        tokenizer="$exp/tokenizer" "prompts.tokens=[$exp/tokens]" prompts.split=dev prompts.limit=3
 fi
 if at 7; then
     # shellcheck disable=SC2086
