@@ -16,6 +16,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -150,6 +151,10 @@ def _cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def _clock(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
@@ -180,6 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         "--configs", type=Path, help="folder with stage1.yaml, stage2.yaml and lm.yaml (default: egs/mini/configs)"
     )
     options: Any = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)  # the command that runs must end with the demo
     try:
         run_demo(
             options.out.resolve(), options.stage, options.stop_stage, options.configs and options.configs.resolve()

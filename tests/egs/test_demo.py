@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +106,33 @@ def test_failed_command_is_told_and_resumed(bench: Bench) -> None:
     demo.run_demo(bench.out)
     assert bench.ran()[2:] == [("b", 0), ("c", 0)]
     assert bench.lines() == {"a": 1, "b": 2, "c": 1}  # what the failed command left was there to resume from
+
+
+def test_terminated_demo_ends_its_command(tmp_path: Path) -> None:
+    """SIGTERM to the driver: the command ends too, the record says `interrupted`, nothing counts as done."""
+    (tmp_path / "sleeper_of_the_demo.py").write_text(
+        "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)\n"
+    )
+    driver = (
+        "import sys, pathlib\nfrom egs.mini import demo\nfrom egs.mini.steps import Step\n"
+        f"out = pathlib.Path({str(tmp_path)!r})\ndemo.ROOT = out\n"
+        "demo.make_steps = lambda o, c: [Step(1, 'a', 'sleeper_of_the_demo', (), (out / 'pid',))]\n"
+        "sys.exit(demo.main(['--out', str(out / 'run')]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{demo.ROOT}"}
+    process = subprocess.Popen([sys.executable, "-c", driver], env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130 and "goes on from here" in told
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    row = json.loads((tmp_path / "run" / "commands.jsonl").read_text())
+    assert row["status"] == "interrupted"
+    assert (tmp_path / "run" / ".stamps" / "a").read_text().startswith("begun")
 
 
 def test_stages_are_chosen(bench: Bench) -> None:
