@@ -35,15 +35,6 @@ rm -f "$stamp"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 
 # fairseq2's native library wants libsndfile.so.1 and looks for it in the environment's lib folder: soundfile's wheel has it.
-"$venv/bin/python" - <<'EOF'
-import sys, sysconfig
-from pathlib import Path
-
-bundled = sorted(Path(sysconfig.get_path("purelib"), "_soundfile_data").glob("libsndfile*.so*"))
-link = Path(sys.prefix, "lib", "libsndfile.so.1")
-if bundled and not link.exists():
-    link.unlink(missing_ok=True)
-    link.symlink_to(bundled[0])
-EOF
+"$venv/bin/python" -m jepa_tok._fairseq2.sndfile
 echo "$wanted" > "$stamp"
 echo "setup: done"
