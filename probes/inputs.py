@@ -167,6 +167,10 @@ def _unreachable(data: ProbeData) -> str:
 
 def _random_from_shards(data: ProbeData, path: str | Path) -> list[np.ndarray]:
     other = read_tokens(path)
+    if other.meta.hash == data.meta.hash:
+        raise ProbeError(
+            f"`--random-tokens` must come from another tokenizer than `--tokens`, but '{path}' is of {other.meta.hash} too."
+        )
     if other.radices != data.radices:
         raise ProbeError(
             f"`--random-tokens` must have the dimensions and levels of `--tokens`, but '{path}' has others."

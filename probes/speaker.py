@@ -167,7 +167,10 @@ def run(
                     _add(row, eer=trials.score(x, judged, plan.train, plan.held, seed, lda=True))
                 _add(row, eer_cosine=trials.score(x, judged, plan.train, plan.held, seed, lda=False))
         rows.append(row)
+    known = next(row.metrics for row in rows if row.input == "tokens")
     rows += _baselines(speakers, plans)
+    for row in rows:  # chance needs no trials, but says nothing where there are none
+        row.metrics = {name: values for name, values in row.metrics.items() if name in known}
     _, split, plan = plans[0]
     notes = [
         "accuracy: closed-set identification; eer: verification by LDA and cosine; eer_cosine: verification by cosine of centred, "
@@ -183,7 +186,7 @@ def run(
     return Outcome(
         task="speaker",
         rows=rows,
-        better={k: v for k, v in better.items() if any(k in r.metrics for r in rows if r.input == "tokens")},
+        better={name: way for name, way in better.items() if name in known},
         splits={
             "identification": f"{split.origin}: {len(split.train)} train, {len(split.dev)} dev, {len(split.test)} test utterances",
             "verification": f"{plan.origin}: {len(plan.train)} training utterances, {len(plan.held)} held out",

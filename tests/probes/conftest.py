@@ -21,10 +21,12 @@ Write = Callable[..., Path]
 def write_shards() -> Write:
     """write(folder, {id: codes [T, D]}, {id: columns}) -> folder with token shards, four levels, seven digits a token."""
 
-    def write(folder: Path, codes: dict[str, np.ndarray], info: dict[str, dict[str, Any]] | None = None) -> Path:
+    def write(
+        folder: Path, codes: dict[str, np.ndarray], info: dict[str, dict[str, Any]] | None = None, hash: str = "0" * 16
+    ) -> Path:
         dim = next(iter(codes.values())).shape[1]
         radices = (4,) * dim
-        meta = ShardMetadata("0" * 16, radices, 7, tuple(vocab_sizes(radices, 7)), 2.5, 24_000)
+        meta = ShardMetadata(hash, radices, 7, tuple(vocab_sizes(radices, 7)), 2.5, 24_000)
         with TokenShardWriter(folder, meta, rows_per_shard=64) as writer:
             for name, own in codes.items():
                 ids = pack(torch.from_numpy(own.astype(np.int64)), radices)

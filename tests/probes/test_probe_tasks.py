@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from probes.cli import main
@@ -41,12 +42,9 @@ def check_shape(results: dict[str, Any], seeds: int) -> None:
 def test_speaker_is_found_and_shuffled_is_not(tmp_path: Path, write_shards: Any, planted: Any) -> None:
     codes, info = planted()
     tokens = write_shards(tmp_path / "tokens", codes, info)
-    noise = write_shards(tmp_path / "noise", planted(signal=0.0, seed=1)[0])
-    # Frame counts are drawn by seed: random tokens must have those of the tokens.
-    assert main(["speaker", "--tokens", str(tokens), "--random-tokens", str(noise), "--out", str(tmp_path / "o")]) == 2
-    noise = write_shards(
-        tmp_path / "noise2", {k: planted(signal=0.0, seed=1)[0][k][:1].repeat(len(v), 0) for k, v in codes.items()}
-    )
+    draw = np.random.default_rng(1)
+    noise = {k: draw.integers(0, 4, v.shape) for k, v in codes.items()}
+    noise = write_shards(tmp_path / "noise", noise, hash="1" * 16)
     found = _run("speaker", "--tokens", tokens, "--random-tokens", noise, "--out", tmp_path / "out")
     check_shape(found, 3)
     assert _mean(found, "tokens", "accuracy") > 0.8
@@ -171,3 +169,60 @@ def test_results_of_another_probe_are_not_overwritten(
     assert "holds results of `speaker`" in capsys.readouterr().err
     assert (tmp_path / "out" / "results.json").read_bytes() == before
     _run("speaker", *argv)  # its own it may
+
+
+def test_random_tokens_must_match(
+    tmp_path: Path, write_shards: Any, planted: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes, info = planted(6, 9)
+    tokens = write_shards(tmp_path / "tokens", codes, info)
+    name = next(iter(codes))
+    short = write_shards(tmp_path / "short", {**codes, name: codes[name][:-1]}, hash="1" * 16)
+    lacking = write_shards(tmp_path / "lacking", {k: v for k, v in codes.items() if k != name}, hash="1" * 16)
+    narrow = write_shards(tmp_path / "narrow", {k: v[:, :7] for k, v in codes.items()}, hash="1" * 16)
+    for random, message in (
+        (tokens, "must come from another tokenizer"),
+        (short, "as many frames"),
+        (lacking, f"lacks '{name}'"),
+        (narrow, "dimensions and levels"),
+    ):
+        argv = ["speaker", "--tokens", tokens, "--random-tokens", random, "--out", tmp_path / "out", "--seeds", "0"]
+        assert main([str(a) for a in argv]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_controls_from_audio(tmp_path: Path, write_shards: Any) -> None:
+    """Log-mels and untrained tokenizers are made from the paths of the labels; tones of a pitch stand in for speakers."""
+    from jepa_tok import save_audio
+
+    codes, rows = {}, []
+    draw = np.random.default_rng(0)
+    for i in range(18):
+        size = 9600 + 100 * i
+        wave = 0.3 * np.sin(np.arange(size) * 0.02 * (1 + i % 3)) + 0.01 * draw.normal(size=size)
+        save_audio(tmp_path / f"{i}.wav", wave.astype(np.float32))
+        codes[f"u{i}"] = draw.integers(0, 4, (-(-size // 9600), 128))
+        rows.append({"id": f"u{i}", "path": f"{i}.wav", "speaker": f"tone{i % 3}"})
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("\n".join(map(json.dumps, rows)))
+    tokens = write_shards(tmp_path / "tokens", codes)
+    found = _run(
+        "speaker",
+        "--tokens",
+        tokens,
+        "--labels",
+        labels,
+        "--random-config",
+        "tiny",
+        "--out",
+        tmp_path / "out",
+        "--seeds",
+        0,
+    )
+    check_shape(found, 1)
+    assert all(row["available"] for row in found["rows"])
+    assert _mean(found, "logmel", "accuracy") == 1.0
+    (tmp_path / "3.wav").unlink()
+    found = _run("speaker", "--tokens", tokens, "--labels", labels, "--out", tmp_path / "out", "--seeds", 0)
+    row = next(r for r in found["rows"] if r["input"] == "logmel")
+    assert not row["available"] and "audio of 1 of 18 utterances is not at its path (the first is 'u3')" in row["note"]
