@@ -91,7 +91,14 @@ def layer_stacks(model: nn.Module) -> Iterator[nn.ModuleList]:
 
 
 def apply_fsdp(model: nn.Module, granularity: str, wrapper: FSDPWrapper) -> nn.Module:
-    """Shards stages and Conformer blocks (`layer`) or whole encoders and predictor (`stack`)."""
+    """Shards stages and Conformer blocks (`layer`) or whole encoders and predictor (`stack`).
+
+    FSDP2 cannot shard scalars, so each becomes a vector of one; PyTorch loads such a vector into a scalar again.
+    """
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            if p.ndim == 0:
+                setattr(module, name, nn.Parameter(p.detach().reshape(1), requires_grad=p.requires_grad))
     if granularity == "layer":
         for stack in layer_stacks(model):
             apply_layerwise_fsdp(stack, wrapper)

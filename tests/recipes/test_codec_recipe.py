@@ -1,0 +1,255 @@
+"""Stage 2 as a whole: killed and rerun it ends where the uninterrupted run does; two processes equal one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import recipes  # noqa: F401  (preloads libsndfile)
+import soundfile
+import torch
+from fairseq2.recipe.config import AdamWConfig
+from fairseq2.recipe.error import RecipeError
+from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
+from jepa_tok.config import CodecConfig, codec_config, jepa_config, to_dict
+from jepa_tok.models.codec import Codec
+from jepa_tok.models.jepa import Jepa
+from recipes.codec.config import CodecRecipeConfig, EncoderSection, GanSection
+from recipes.codec.export import export_codec
+from recipes.codec.export import main as export_main
+from recipes.codec.recipe import load_encoder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ENCODER = {
+    "front_channels": 8,
+    "channels": [8, 8, 16, 16, 32],
+    "conformer_heads": 4,
+    "n_mels": 20,
+}
+GENERATOR = {"input_channels": 16, "channels": [16, 16, 16, 16], "conformer_heads": 4}
+
+SMALL = [
+    *(f"model.config_overrides.tokenizer.encoder.{k}={json.dumps(v)}" for k, v in ENCODER.items()),
+    *(f"model.config_overrides.tokenizer.generator.{k}={json.dumps(v)}" for k, v in GENERATOR.items()),
+    "model.config_overrides.discriminator.width=0.03125",
+    "model.config_overrides.discriminator.periods=[2,3]",
+    "model.config_overrides.discriminator.scales=1",
+    "model.config_overrides.stft_ffts=[512,128]",
+    "dataset.batch_size=4",
+    "dataset.crop_seconds=0.4",
+    "dataset.pad_seconds=0.4",
+    "gan.discriminator_start=5",
+    "gan.adversarial_start=9",
+    "regime.num_steps=24",
+    "regime.validate_every_n_steps=12",
+    "regime.checkpoint_every_n_steps=4",
+    "regime.publish_metrics_every_n_steps=1",
+    "samples.num_clips=1",
+]
+
+
+def small_codec() -> CodecConfig:
+    config = codec_config("tiny")
+    for name, value in ENCODER.items():
+        setattr(config.tokenizer.encoder, name, value)
+    for name, value in GENERATOR.items():
+        setattr(config.tokenizer.generator, name, value)
+    config.discriminator.width, config.discriminator.periods, config.discriminator.scales = 0.03125, [2, 3], 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def stage1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage 1 run's checkpoint, written as fairseq2 writes it."""
+    folder = tmp_path_factory.mktemp("stage1")
+    config = jepa_config("tiny")
+    config.encoder = small_codec().tokenizer.encoder
+    config.anchor.clusters = 4
+    torch.manual_seed(5)
+    model = Jepa(config)
+    with torch.no_grad():
+        model.target_encoder.project.weight.mul_(2.0)
+    for step in (10, 20):
+        shard = folder / "checkpoints" / f"step_{step}" / "model" / "pp_00" / "tp_00" / "sdp_00.pt"
+        shard.parent.mkdir(parents=True)
+        torch.save(model.state_dict(), shard)
+    card = {"name": "checkpoint", "model_family": "jepa_tok_encoder", "model_config": to_dict(config)}
+    (folder / "checkpoints" / "model.yaml").write_text(json.dumps(card))  # JSON is YAML
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten noisy tones, each of exactly 0.4 s, two of them for validation."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(10):
+        t = np.arange(9_600) / 24_000
+        wave = 0.3 * np.sin(2 * np.pi * rng.uniform(100, 900) * t) + 0.02 * rng.standard_normal(len(t))
+        soundfile.write(folder / f"{i}.wav", wave, 24_000)
+        rows.append({"id": f"u{i}", "path": f"{i}.wav", "split": "dev" if i % 5 == 0 else "train"})
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "corpus.jsonl"
+
+
+def command(out: Path, corpus: Path, stage1: Path, *options: str) -> list[str]:
+    yaml = str(ROOT / "recipes" / "codec" / "configs" / "tiny_cpu.yaml")
+    inputs = [f"dataset.config_overrides.manifests=[{corpus}]", f"encoder.path={stage1}"]
+    return ["recipes.codec", str(out), "--no-rich", "--config-file", yaml, "--config", *inputs, *SMALL, *options]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def run(args: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *args], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+
+
+def kill_at_random(args: list[str], out: Path) -> None:
+    """Starts a run and sends SIGKILL at a random instant after its first checkpoint."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *args], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 240
+    while not list((out / "checkpoints").glob("step_[0-9]*/model")) and process.poll() is None:
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.02)
+    time.sleep(random.uniform(0.0, 0.5))
+    process.send_signal(signal.SIGKILL)
+    output = process.communicate()[0].decode()
+    assert process.returncode == -signal.SIGKILL, f"the run ended before it could be killed: {output[-3000:]}"
+
+
+def curve(out: Path, kind: str = "train") -> dict[int, dict[str, float]]:
+    """Metrics of each step, without those that are of time; a resumed run's lines replace the lost ones."""
+    rows = [json.loads(line) for line in (out / "metrics" / f"{kind}.jsonl").read_text().splitlines()]
+    return {r["Step"]: {k: v for k, v in r.items() if "Time" not in k and "per Second" not in k} for r in rows}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus: Path, stage1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("codec") / "whole"
+    run(command(out, corpus, stage1))
+    return out
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_to_the_same_losses(corpus, stage1, uninterrupted, tmp_path) -> None:
+    out = tmp_path / "killed"
+    kill_at_random(command(out, corpus, stage1), out)
+    run(command(out, corpus, stage1))
+    for kind, steps in (("train", 24), ("valid", 2)):
+        whole, resumed = curve(uninterrupted, kind), curve(out, kind)
+        assert len(whole) == steps and resumed == whole
+    losses = curve(uninterrupted)
+    assert [losses[s]["Discriminator Loss"] > 0 for s in (4, 5)] == [False, True]
+    assert [losses[s]["Adversarial Loss"] > 0 for s in (8, 9)] == [False, True]
+    assert len(list((uninterrupted / "samples" / "step_24").glob("*.wav"))) == 1
+    assert list((uninterrupted / "tb" / "samples").glob("events*"))
+
+
+@pytest.mark.slow
+def test_run_exports_as_tokenizer(uninterrupted, tmp_path) -> None:
+    from jepa_tok import SpeechTokenizer
+
+    hash = export_codec(uninterrupted, tmp_path / "tokenizer", name="mine")
+    tokenizer = SpeechTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert tokenizer.hash == hash and tokenizer.config.name == "mine"
+    state = find_checkpoint(uninterrupted).state(lambda: Codec(small_codec()))
+    for part in ("encoder", "fsq", "generator"):
+        weights = part_of(state, part)
+        assert weights or part == "fsq"
+        for name, value in getattr(tokenizer, part).state_dict().items():
+            assert torch.equal(value, weights[name])
+    assert export_main([str(uninterrupted), str(tmp_path / "early"), "--step", "20"]) == 0
+    assert SpeechTokenizer.from_pretrained(tmp_path / "early").hash != hash
+    wave = tokenizer.decode(tokenizer.encode(np.zeros(10_000, np.float32), 24_000))
+    assert wave.shape == (10_000,)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(corpus, stage1, uninterrupted, tmp_path) -> None:
+    out = tmp_path / "ddp"
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    run([*torchrun, *command(out, corpus, stage1, "regime.num_steps=12")])
+    whole, parts = curve(uninterrupted), curve(out)
+    assert len(parts) == 12
+    # Clips are of one length and the encoder's dropout is off: the mean over two ranks is the mean over the batch.
+    for step in range(1, 13):
+        for name in ("L1", "STFT Loss", "Discriminator Loss", "Adversarial Loss", "Gradient Norm"):
+            assert parts[step][name] == pytest.approx(whole[step][name], rel=2e-2, abs=1e-6), (step, name)
+    assert parts[1]["L1"] == pytest.approx(whole[1]["L1"], rel=1e-5)
+
+
+def test_export_of_nothing_is_one_line(tmp_path, capsys) -> None:
+    assert export_main([str(tmp_path), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_encoder_of_stage_1_is_loaded(stage1) -> None:
+    codec = Codec(small_codec())
+    load_encoder(codec, EncoderSection(path=stage1), None)  # type: ignore[arg-type]
+    online = codec.encoder.project.weight.clone()
+    load_encoder(codec, EncoderSection(path=stage1 / "checkpoints" / "step_10", weights="target"), None)  # type: ignore[arg-type]
+    torch.testing.assert_close(codec.encoder.project.weight, 2.0 * online)
+    before = codec.encoder.project.weight.clone()
+    load_encoder(codec, EncoderSection(random=True), None)  # type: ignore[arg-type]
+    assert torch.equal(before, codec.encoder.project.weight)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (lambda run: EncoderSection(), "must name the folder of a stage 1 run"),
+        (lambda run: EncoderSection(path=run / "nowhere"), "must be the folder of a run with checkpoints"),
+        (lambda run: EncoderSection(path=run, step=15), "no checkpoint of step 15; it has 10, 20"),
+    ],
+)
+def test_missing_encoder_is_told_in_one_line(stage1, section, message) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_encoder(Codec(small_codec()), section(stage1), None)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value) and caught.value.__cause__ is None
+
+
+def test_encoder_of_another_shape_is_refused(stage1) -> None:
+    config = small_codec()
+    config.tokenizer.encoder.channels = [8, 8, 16, 16, 64]
+    with pytest.raises(RecipeError, match="differs in `channels`"):
+        load_encoder(Codec(config), EncoderSection(path=stage1), None)  # type: ignore[arg-type]
+
+
+def test_defaults_are_the_papers_run() -> None:
+    config = CodecRecipeConfig()
+    adamw = config.optimizer.config
+    assert isinstance(adamw, AdamWConfig)
+    assert config.model.arch == "paper" and config.regime.num_steps == 29_000 and config.dataset.batch_size == 16
+    assert config.gan == GanSection(discriminator_start=5_000, adversarial_start=5_000)
+    assert (adamw.lr, [g.lr for g in adamw.groups]) == (1.5e-4, [0.75e-4])
+    for name in ("discriminator.periods.0.weight", "module.discriminator.scales.0.bias"):
+        assert re.match(str(adamw.groups[0].params), name)
+    assert not re.match(str(adamw.groups[0].params), "generator.discriminator.weight")
+    assert not config.validate().has_error()
+
+
+def test_contradictions_are_found() -> None:
+    assert GanSection(discriminator_start=10, adversarial_start=5).validate().has_error()
+    assert EncoderSection(path=Path("x"), random=True).validate().has_error()
+    config = CodecRecipeConfig()
+    config.trainer.data_parallelism = "fsdp"
+    assert config.validate().has_error()

@@ -1,0 +1,89 @@
+"""Stage 2's units: when which loss acts, what validation writes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import soundfile
+import tasks  # noqa: F401  (preloads libsndfile)
+import torch
+from fairseq2.metrics import MetricBag
+from jepa_tok._fairseq2.speech_reader import SpeechBatch
+from jepa_tok.config import codec_config
+from jepa_tok.models.codec import Codec
+from tasks.codec.samples import SampleWriter, file_name, spectrogram
+from tasks.codec.unit import CodecEvalUnit, CodecTrainUnit
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    config = codec_config("tiny")
+    config.freeze_encoder = True
+    config.discriminator.width = 0.0625
+    config.stft_ffts = [512, 128]
+    torch.manual_seed(0)
+    return Codec(config)
+
+
+def make_batch() -> SpeechBatch:
+    sizes = [24_000, 15_000]
+    wave = torch.zeros(2, 28_800)
+    for row, size, pitch in zip(wave, sizes, (220.0, 640.0)):
+        row[:size] = 0.3 * torch.sin(2 * torch.pi * pitch * torch.arange(size) / 24_000)
+    return SpeechBatch(wave, torch.tensor(sizes), ["a/b 1", "c"], 0, sizes)
+
+
+def test_discriminators_and_adversarial_terms_come_in_at_their_steps(codec) -> None:
+    codec.train()
+    unit = CodecTrainUnit(codec, discriminator_start=3, adversarial_start=5)
+    bag = MetricBag(torch.device("cpu"))
+    unit.prepare_metric_bag(bag)
+    seen = {}
+    for step in (2, 3, 4, 5):
+        for metric in bag.metrics.values():
+            metric.reset()
+        codec.zero_grad()
+        unit.set_step_nr(step)
+        loss, _ = unit.process_batch(make_batch(), bag)
+        loss.backward()
+        values = {n: float(bag.metrics[n].compute()) for n in ("discriminator_loss", "adversarial", "feature_matching")}
+        trained = any(p.grad is not None for p in codec.discriminator.parameters())
+        seen[step] = (trained, *(v > 0.0 for v in values.values()))
+    assert seen == {
+        2: (False, False, False, False),
+        3: (True, True, False, False),
+        4: (True, True, False, False),
+        5: (True, True, True, True),
+    }
+    assert all(p.grad is None for p in codec.encoder.parameters())
+
+
+def test_validation_writes_chosen_clips(codec, tmp_path: Path) -> None:
+    codec.eval()
+    unit = CodecEvalUnit(codec, SampleWriter(tmp_path / "samples", tmp_path / "tb", {"a/b 1"}))
+    bag = MetricBag(torch.device("cpu"))
+    unit.prepare_metric_bag(bag)
+    unit.set_train_step_nr(7)
+    with torch.inference_mode():
+        unit.process_batch(make_batch(), bag)
+        unit.finalize(bag)
+    assert [p.name for p in (tmp_path / "samples" / "step_7").iterdir()] == ["a_b_1.wav"]
+    for folder in ("original", "step_7"):
+        assert soundfile.info(tmp_path / "samples" / folder / "a_b_1.wav").frames == 24_000
+    assert list((tmp_path / "tb").glob("events*"))
+    values = {name: float(metric.compute()) for name, metric in bag.metrics.items()}
+    assert values["l1"] > 0.0 and values["stft"] > 0.0 and 0.0 <= values["code_usage"] <= 1.0
+
+
+def test_file_names_are_safe() -> None:
+    assert file_name("../x y/é:1") == "_x_y_é_1"
+    assert file_name("...") == "clip"
+
+
+def test_spectrogram_is_a_picture() -> None:
+    tone = torch.sin(2 * math.pi * 300.0 * torch.arange(24_000) / 24_000)
+    picture = spectrogram(tone)
+    assert picture.shape == (80, 100) and picture.min() >= 0.0 and picture.max() == 1.0
+    assert picture.mean(1).argmax() > 40  # low frequencies lie at the bottom

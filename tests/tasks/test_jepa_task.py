@@ -1,0 +1,159 @@
+"""Stage 1's units: masks by seed, the anchor's fit and schedule, collapse told and stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tasks  # noqa: F401  (preloads libsndfile)
+import torch
+from fairseq2.metrics import Mean, MetricBag
+from fairseq2.recipe.error import RecipeError
+from jepa_tok._fairseq2.speech_reader import SpeechBatch
+from jepa_tok.audio import save_audio
+from jepa_tok.config import jepa_config
+from jepa_tok.corpus.manifest import Utterance
+from jepa_tok.models.jepa import Jepa
+from tasks.jepa.anchor import anchor_weight, fit_anchor
+from tasks.jepa.unit import JepaEvalUnit, JepaTrainUnit, sample_batch_mask
+
+
+def make_model(arch: str = "tiny") -> Jepa:
+    config = jepa_config(arch)
+    config.anchor.clusters = 4
+    torch.manual_seed(0)
+    model = Jepa(config)
+    torch.nn.init.normal_(model.mask_embedding)  # type: ignore[arg-type]
+    return model
+
+
+def make_batch(seed: int = 0, sizes: tuple[int, ...] = (60_000, 48_000, 30_000, 50_000)) -> SpeechBatch:
+    generator = torch.Generator().manual_seed(seed)
+    wave = torch.zeros(len(sizes), 72_000)
+    for row, size in zip(wave, sizes):
+        pitch = 100 + 900 * torch.rand((), generator=generator)
+        row[:size] = 0.3 * torch.sin(2 * torch.pi * pitch * torch.arange(size) / 24_000)
+        row[:size] += 0.05 * torch.randn(size, generator=generator)
+    return SpeechBatch(wave, torch.tensor(sizes), [f"u{i}" for i in range(len(sizes))], 0, list(sizes))
+
+
+def test_masks_follow_from_their_seed_alone() -> None:
+    model, batch = make_model(), make_batch()
+    torch.manual_seed(1)
+    first = sample_batch_mask(model, batch, 2, 10, 0, 0)
+    torch.manual_seed(2)
+    assert torch.equal(first, sample_batch_mask(model, batch, 2, 10, 0, 0))
+    assert not all(torch.equal(first, sample_batch_mask(model, batch, 2, step, 0, 0)) for step in range(20))
+    assert first.shape == (4, 8)  # ceil(72,000 / 9,600): the padded wave's frames
+    frames = [7, 5, 4, 6]
+    assert [int(row.sum()) for row in first] == [round(0.5 * n) for n in frames]
+    assert not any(bool(row[n:].any()) for row, n in zip(first, frames))
+
+
+def test_anchor_weight_falls_from_start_to_end() -> None:
+    weights = [anchor_weight(s, 100, 1.0, 0.01) for s in range(201)]
+    assert weights[0] == 1.0 and weights[50] == pytest.approx(0.505) and weights[100] == pytest.approx(0.01)
+    assert weights[100:] == [weights[100]] * 101
+    assert all(a >= b for a, b in zip(weights, weights[1:]))
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> list[Utterance]:
+    rng = np.random.default_rng(0)
+    clips = []
+    for i, size in enumerate((30_000, 20_000, 40_000)):
+        save_audio(tmp_path / f"{i}.wav", 0.1 * rng.standard_normal(size) * np.linspace(0, 1, size))
+        clips.append(Utterance(f"u{i}", str(tmp_path / f"{i}.wav")))
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    return [*clips, Utterance("bad", str(tmp_path / "bad.wav"))]
+
+
+def test_anchor_is_fitted_the_same_each_time(clips) -> None:
+    anchors = []
+    for _ in range(2):
+        anchor = make_model().anchor
+        assert anchor is not None and not anchor.is_fitted
+        fit_anchor(anchor, clips, frames=150, seed=5)
+        assert anchor.is_fitted
+        anchors.append(anchor)
+    for name, value in anchors[0].named_buffers():
+        assert torch.equal(value, dict(anchors[1].named_buffers())[name]) and torch.isfinite(value.float()).all()
+    features = anchors[0].features(torch.randn(1, 24_000) * 0.05)
+    assert anchors[0].posteriors(features).sum(-1).allclose(torch.ones(1, 50))
+
+
+def test_anchor_without_enough_audio_is_refused(clips) -> None:
+    anchor = make_model().anchor
+    assert anchor is not None
+    with pytest.raises(RecipeError, match="clusters"):
+        fit_anchor(anchor, clips, frames=5, seed=5)
+    with pytest.raises(RecipeError, match="none of the training files"):
+        fit_anchor(anchor, clips[-1:], frames=50, seed=5)
+
+
+def run_step(model: Jepa, step: int, batch: SpeechBatch) -> torch.Tensor:
+    unit = JepaTrainUnit(model, model, seed=1, rank=0, anchor_steps=10, anchor_start=1.0, anchor_end=0.1)
+    bag = MetricBag(torch.device("cpu"))
+    unit.prepare_metric_bag(bag)
+    unit.set_step_nr(step)
+    loss, count = unit.process_batch(batch, bag)
+    assert count is None and float(bag.get("jepa_loss", Mean).compute()) == pytest.approx(float(loss))
+    return loss
+
+
+def test_train_unit_repeats_and_refuses_nan() -> None:
+    model = make_model().eval()
+    batch = make_batch()
+    assert torch.equal(run_step(model, 3, batch), run_step(model, 3, batch))
+    model.mask_token.data.fill_(float("nan"))
+    with pytest.raises(RecipeError, match="must be finite, but is nan at step 4 \\(clips u0, u1") as caught:
+        run_step(model, 4, batch)
+    assert "\n" not in str(caught.value)
+
+
+def validate(model: Jepa, *, stop: bool = False) -> dict[str, object]:
+    unit = JepaEvalUnit(model, bound="norm", min_share=0.01, min_rank=2.0, stop=stop)
+    bag = MetricBag(torch.device("cpu"))
+    unit.prepare_metric_bag(bag)
+    unit.set_train_step_nr(40)
+    with torch.inference_mode():
+        for seed in range(2):
+            unit.process_batch(make_batch(seed), bag)
+        unit.finalize(bag)
+    values: dict[str, object] = {name: float(metric.compute()) for name, metric in bag.metrics.items()}
+    unit.process_metric_values(values)
+    return values
+
+
+def test_validation_sees_a_collapse(monkeypatch) -> None:
+    model = make_model().eval()
+    healthy = validate(model, stop=True)
+    assert float(healthy["between_clip_share"]) > 0.01 and 0.0 < float(healthy["code_usage"]) <= 1.0  # type: ignore[arg-type]
+    assert healthy == validate(model)  # masks of the validation are fixed
+
+    constant = torch.randn(1, 8, 128)
+
+    def deaf(wave, lengths, **_):
+        output = real(wave, lengths)
+        output.latents = constant[:, : output.latents.shape[1]].expand_as(output.latents).clone()
+        return output
+
+    real = model.encoder.forward
+    monkeypatch.setattr(model.encoder, "forward", deaf)
+    assert float(validate(model)["between_clip_share"]) < 1e-4  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="collapsed at step 40"):
+        validate(model, stop=True)
+
+
+def test_prediction_of_the_target_itself_has_r2_of_one(monkeypatch) -> None:
+    model = make_model().eval()
+    forward = model.forward
+
+    def oracle(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.predictions = output.targets
+        return output
+
+    monkeypatch.setattr(model, "forward", oracle)
+    assert float(validate(model)["prediction_r2"]) == pytest.approx(1.0)  # type: ignore[arg-type]
