@@ -35,6 +35,6 @@ rm -f "$stamp"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 
 # fairseq2's native library wants libsndfile.so.1 and looks for it in the environment's lib folder: soundfile's wheel has it.
-"$venv/bin/python" -m jepa_tok._fairseq2.sndfile
+"$venv/bin/python" -c 'from jepa_tok._fairseq2.sndfile import link_sndfile; link_sndfile()'
 echo "$wanted" > "$stamp"
 echo "setup: done"
