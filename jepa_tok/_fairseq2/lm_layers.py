@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 TABLE_GAIN = 10.0
 """Factor on tables that are logits themselves. AdamW moves an entry by about the learning rate a step, whatever its
 gradient: without a gain, logits of size 1 would take a thousand steps where a network's many weights take a few."""
@@ -180,7 +179,9 @@ class DigitHead(nn.Module):
         logits = torch.einsum("btgc,gck->btgk", hidden, self.weight) + TABLE_GAIN * self.bias
         if self.within is not None and self.before is not None:
             known = self.layout.one_hot(digits, hidden.dtype)  # [B, T, G, K * R]
-            logits = logits + torch.einsum("btgj,gjk->btgk", known, TABLE_GAIN * self.within * self.earlier)
+            logits = logits + torch.einsum(
+                "btgj,gjk->btgk", known, TABLE_GAIN * self.within * self.earlier.to(known.dtype)
+            )
             last = F.pad(known[:, :-1], (0, 0, 0, 0, 1, 0))  # of the frame before; zeros before the first
             logits = logits + torch.einsum("btgj,gjk->btgk", last, TABLE_GAIN * self.before)
         logits = logits.float().unflatten(-1, self.allowed.shape[1:])  # [B, T, G, K, R]

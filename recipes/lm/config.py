@@ -29,7 +29,7 @@ class LMDatasetSection(DatasetSection):
     family: str | None = TOKENS_FAMILY
 
     max_frames: int | None = None
-    """Longest clip in frames, longer ones are cut; what the model can see where not given."""
+    """Longest clip in frames, longer ones are cut; what the model can see and a batch can hold where not given."""
 
     batch_frames: int = 3200
     """Frames of a batch on one GPU, padding included; 3,200 are 60,800 tokens, 21 minutes of audio."""
@@ -37,8 +37,8 @@ class LMDatasetSection(DatasetSection):
     window_frames: int = 10_000_000
     """Frames that are shuffled together and held in memory (two bytes a token: 380 MB)."""
 
-    seed: int = 2
-    """Of the order of clips."""
+    seed: int | None = None
+    """Of the order of clips; `common.seed` where not given."""
 
 
 @dataclass(kw_only=True)

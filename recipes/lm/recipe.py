@@ -46,7 +46,7 @@ class LMRecipe(Recipe):
         _check_model(model, data.metadata)
 
         gangs = context.gangs
-        max_frames = config.dataset.max_frames or model.config.max_frames
+        max_frames = config.dataset.max_frames or min(model.config.max_frames, config.dataset.batch_frames)
         if max_frames > model.config.max_frames:
             raise RecipeError(
                 f"`dataset.max_frames` must be at most what the model can see ({model.config.max_frames}), but is {max_frames} instead."
@@ -61,7 +61,7 @@ class LMRecipe(Recipe):
                 rank=gangs.dp.rank,
                 world_size=gangs.dp.size,
                 num_accumulate=config.trainer.grad_accumulation.num_batches if train else 1,
-                seed=config.dataset.seed,
+                seed=config.common.seed if config.dataset.seed is None else config.dataset.seed,
                 window_frames=config.dataset.window_frames,
             )
 

@@ -17,6 +17,7 @@ import torch
 pytest.importorskip("fairseq2")
 
 from fairseq2.recipe.config import (
+    ActivationCheckpointingConfig,
     AdamWConfig,
     AssetsConfig,
     CommonSection,
@@ -210,6 +211,22 @@ def test_training_reports_bits_beside_baselines_and_remembers_the_tokenizer(tmp_
     with pytest.raises(RecipeError, match="started on tokens of tokenizer"):
         run(LMRecipe(), lm_config(other, steps=60), out, no_rich=True, no_progress=True)
     assert (out / "checkpoints" / "model.yaml").read_bytes() == before
+
+
+def test_checkpointing_and_half_precision_change_nothing_that_matters(tmp_path):
+    shards = write_shards(tmp_path / "tokens")
+    losses = {}
+    for name in ("plain", "layerwise", "bf16"):
+        config = lm_config(shards, steps=4)
+        if name == "layerwise":
+            config.trainer.activation_checkpointing = ActivationCheckpointingConfig(mode="layerwise")
+        if name == "bf16":
+            config.trainer.mixed_precision = MixedPrecisionConfig(mode="auto")
+        run(LMRecipe(), config, tmp_path / name, no_rich=True, no_progress=True)
+        losses[name] = read_losses(tmp_path / name)
+    assert losses["layerwise"] == losses["plain"]
+    assert losses["bf16"] == pytest.approx(losses["plain"], rel=1e-2)
+    assert losses["bf16"] != losses["plain"]
 
 
 def test_what_cannot_work_is_refused_before_training(tmp_path):
