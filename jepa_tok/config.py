@@ -351,7 +351,7 @@ class CodecConfig:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
     freeze_encoder: bool = True
-    """The paper's text fine-tunes the encoder, its code freezes it; fine-tuning is `false`."""
+    """Whether encoder and quantiser stay as they are (the paper's code); its text fine-tunes the encoder: `false`."""
 
     stft_ffts: list[int] = field(default_factory=lambda: [2048, 1024, 512, 256, 128])
     """FFT sizes of the multi-resolution STFT loss; hops are a quarter."""
@@ -462,9 +462,7 @@ def codec_config(name: str) -> CodecConfig:
     """Stage 2 for the preset `name`."""
     width = {"paper": 1.0, "base": 1.0, "small": 0.5, "tiny": 0.125}
     tokenizer = tokenizer_config(name)
-    return CodecConfig(
-        tokenizer=tokenizer, discriminator=DiscriminatorConfig(width=width[name]), freeze_encoder=name == "paper"
-    )
+    return CodecConfig(tokenizer=tokenizer, discriminator=DiscriminatorConfig(width=width[name]))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

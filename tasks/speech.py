@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 
+import numpy as np
 import torch
 from fairseq2.metrics import MetricBag, Sum
 from fairseq2.metrics.formatters import format_as_float, format_as_int
@@ -14,6 +15,9 @@ from fairseq2.runtime.dependency import DependencyContainer
 from torch import Tensor
 
 from jepa_tok._fairseq2.speech_reader import SpeechBatch
+from jepa_tok.audio import load_audio
+from jepa_tok.corpus.manifest import Utterance
+from jepa_tok.errors import AudioError
 
 SPEECH_METRICS = [
     MetricDescriptor("audio_seconds", "Audio (s)", 800, format_as_float, log=False),
@@ -54,3 +58,15 @@ def require_finite(loss: Tensor, step: int, batch: SpeechBatch) -> None:
         raise RecipeError(
             f"the loss must be finite, but is {float(loss)} at step {step} (clips {clips}); lower the learning rate, set `trainer.max_grad_norm`, or resume from the last checkpoint with bf16."
         )
+
+
+def sample_waves(utterances: list[Utterance], rng: np.random.Generator, crop_seconds: float) -> Iterator[Tensor]:
+    """Clips [S] in random order, at most `crop_seconds` from their start; unreadable ones are passed over."""
+    for index in rng.permutation(len(utterances)):
+        u = utterances[int(index)]
+        begin = u.start or 0.0
+        end = begin + crop_seconds
+        try:
+            yield load_audio(u.path, start=begin, end=end if u.end is None else min(end, u.end))
+        except AudioError:
+            continue

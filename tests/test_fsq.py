@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jepa_tok.config import QuantizerConfig
 from jepa_tok.errors import ConfigError, TokenError
 from jepa_tok.models.fsq import FSQ
+from jepa_tok.monitor import code_entropies
 
 
 def fsq(**overrides):
@@ -141,3 +142,24 @@ def test_refusals():
         fsq(dim=1, bound="norm")
     with pytest.raises(ConfigError, match="must be `tanh` or `norm`"):
         fsq(bound="clip")
+
+
+def test_calibration_uses_every_dimension_evenly_whatever_its_mean_and_spread() -> None:
+    torch.manual_seed(0)
+    spread = torch.logspace(-2, 0.5, 16)
+    frames = torch.randn(4000, 16) * spread + torch.randn(16)
+    fsq = FSQ(QuantizerConfig(dim=16, bound="norm"))
+    before = code_entropies(fsq.quantize(frames), fsq.radices)
+    fsq.calibrate(frames)
+    after = code_entropies(fsq.quantize(frames), fsq.radices)
+    assert before.min() < 0.5 and after.min() > 0.95
+    tanh = FSQ(QuantizerConfig(dim=16))
+    tanh.calibrate(frames)
+    assert not tanh.state_dict()
+
+
+def test_calibration_on_a_constant_dimension_stays_finite() -> None:
+    fsq = FSQ(QuantizerConfig(dim=4, bound="norm"))
+    fsq.calibrate(torch.ones(10, 4))
+    assert all(bool(t.isfinite().all()) for t in fsq.state_dict().values())
+    assert fsq.quantize(torch.ones(3, 4)).shape == (3, 4)

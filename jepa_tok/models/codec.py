@@ -74,9 +74,13 @@ class Codec(nn.Module):
         self.freeze().train()
 
     def freeze(self) -> Codec:
-        """Takes the gradient from the encoder where the config freezes it; to be called again by who turns all on."""
+        """Takes the gradient from encoder and quantiser where the config freezes them; to be called again by who turns all on.
+
+        With both frozen the tokens are settled before stage 2: it trains the decoder alone.
+        """
         if self.config.freeze_encoder:
             self.encoder.requires_grad_(False)
+            self.fsq.requires_grad_(False)
         return self
 
     def train(self, mode: bool = True) -> Codec:

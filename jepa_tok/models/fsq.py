@@ -25,6 +25,9 @@ EVEN_SCALE = math.atanh(0.5) / 0.67448975
 
 _EPS = 1e-5
 
+_MAX_SCALE = 100.0
+"""Of `calibrate`: a dimension that hardly moves is not blown up to float noise."""
+
 
 class FSQ(nn.Module):
     """Bounds, rounds and packs latent frames; `bound` is `tanh` (paper) or `norm`.
@@ -57,6 +60,22 @@ class FSQ(nn.Module):
         if self.scale is not None and self.bias is not None:
             nn.init.constant_(self.scale, EVEN_SCALE)
             nn.init.zeros_(self.bias)
+
+    @torch.no_grad()
+    def calibrate(self, frames: Tensor) -> None:
+        """Sets `norm`'s scale and bias so that these frames [N, D] use the levels of every dimension about evenly.
+
+        Each dimension's median goes to 0 and its half interquartile range to atanh(1/2), the edge of the outer two of four
+        levels. What an encoder puts out has its own mean and spread in each dimension; without this, dimensions of little
+        spread would hold a single level. Does nothing for the `tanh` bound, which has nothing to set.
+        """
+        if self.scale is None or self.bias is None:
+            return
+        quartiles = torch.tensor([0.25, 0.5, 0.75], device=frames.device)
+        low, median, high = torch.quantile(self._normalise(frames.float()), quartiles, dim=0)
+        scale = (2.0 * math.atanh(0.5) / (high - low)).clamp_max(_MAX_SCALE)
+        self.scale.copy_(scale)
+        self.bias.copy_(-scale * median)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z [B, T, D] -> (values float32 [B, T, D] in (-1, 1), codes int64 [B, T, D]).
@@ -93,12 +112,14 @@ class FSQ(nn.Module):
 
     def bound(self, z: Tensor) -> Tensor:
         """z [..., D] -> float32 [..., D] in [-1, 1], what is rounded."""
-        z = z.float()
         if self.scale is None or self.bias is None:
-            return torch.tanh(z)
+            return torch.tanh(z.float())
+        return torch.tanh(self._normalise(z.float()) * self.scale.float() + self.bias.float())
+
+    @staticmethod
+    def _normalise(z: Tensor) -> Tensor:
         z = z - z.mean(-1, keepdim=True)
-        z = z * torch.rsqrt(z.square().mean(-1, keepdim=True) + _EPS)
-        return torch.tanh(z * self.scale.float() + self.bias.float())
+        return z * torch.rsqrt(z.square().mean(-1, keepdim=True) + _EPS)
 
     def _round(self, bounded: Tensor) -> Tensor:
         levels = self._levels(bounded.device)

@@ -95,6 +95,9 @@ class CodecRecipeConfig(Validatable):
         default_factory=lambda: SpeechDatasetSection(batch_size=16, valid_batch_size=8)
     )
 
+    calibration_frames: int = 2_000
+    """Latent frames of training clips that the `norm` bound is set to at the start; 0 leaves it as initialised."""
+
     gan: GanSection = field(default_factory=GanSection)
 
     samples: SamplesSection = field(default_factory=SamplesSection)

@@ -21,6 +21,7 @@ from jepa_tok.errors import JepaTokError
 from jepa_tok.models.codec import Codec
 from jepa_tok.models.jepa import Jepa
 from recipes.codec.config import CodecRecipeConfig, EncoderSection
+from tasks.codec.calibrate import calibrate_quantiser
 from tasks.codec.metrics import CODEC_METRICS
 from tasks.codec.samples import SampleWriter
 from tasks.codec.unit import CodecEvalUnit, CodecTrainUnit
@@ -38,7 +39,17 @@ class CodecRecipe(Recipe):
     def setup_model(self, context: RecipeContext, model: nn.Module, newly_initialized: bool) -> nn.Module:
         assert isinstance(model, Codec)
         if newly_initialized:
-            load_encoder(model, context.get_config_as(CodecRecipeConfig).encoder, context.asset_store)
+            config = context.get_config_as(CodecRecipeConfig)
+            load_encoder(model, config.encoder, context.asset_store)
+            # Rank 0's weights are broadcast when the model is wrapped, so one rank calibrates for all.
+            if config.calibration_frames and context.gangs.root.rank == 0:
+                calibrate_quantiser(
+                    model,
+                    context.get_dataset_as(SpeechDataset).train,
+                    frames=config.calibration_frames,
+                    seed=config.common.seed,
+                    crop_seconds=config.dataset.crop_seconds,
+                )
         model.freeze()  # fairseq2 has just turned on all gradients
         model.train()
         return model

@@ -13,10 +13,9 @@ import torch
 from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 
-from jepa_tok.audio import load_audio
 from jepa_tok.corpus.manifest import Utterance
-from jepa_tok.errors import AudioError
 from jepa_tok.models.anchor import MelAnchor
+from tasks.speech import sample_waves
 
 VARIANCE_FLOOR = 1e-3
 """Of the log-mel variances: silence of one value must not become a component of infinite density."""
@@ -36,14 +35,7 @@ def collect_features(
     rng = np.random.default_rng([seed, 3])
     kept: list[torch.Tensor] = []
     count = 0
-    for index in rng.permutation(len(utterances)):
-        u = utterances[int(index)]
-        begin = u.start or 0.0
-        end = begin + crop_seconds
-        try:
-            wave = load_audio(u.path, start=begin, end=end if u.end is None else min(end, u.end))
-        except AudioError:
-            continue
+    for wave in sample_waves(utterances, rng, crop_seconds):
         features = anchor.features(wave[None])[0]
         kept.append(features[torch.isfinite(features).all(-1)])
         count += len(kept[-1])
