@@ -76,12 +76,15 @@ def chart(
                 f'<text class="tick" x="{px(tick):.1f}" y="{HEIGHT - 12}" text-anchor="middle">{_number(tick)}</text>'
             )
     parts.append(f'<text class="tick" x="{WIDTH - _RIGHT}" y="{HEIGHT - 1}" text-anchor="end">step</text>')
-    for level in levels:
+    before = -math.inf
+    for level in sorted(levels, key=lambda level: -level.y):
         y = py(level.y)
+        # Labels that would overlap stand at the two ends.
+        x, side = (WIDTH - _RIGHT - 2, "end") if y - before > 13 else (_LEFT + 4, "start")
+        before = y if side == "end" else before
+        label = f"{escape(level.name)} {_number(level.y)}"
         parts.append(f'<path class="level" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
-        parts.append(
-            f'<text class="leveltext" x="{WIDTH - _RIGHT - 2}" y="{y - 4:.1f}" text-anchor="end">{escape(level.name)} {_number(level.y)}</text>'
-        )
+        parts.append(f'<text class="leveltext" x="{x}" y="{y - 4:.1f}" text-anchor="{side}">{label}</text>')
     for s in shown:
         points = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in zip(s.curve.x, s.curve.y))
         parts.append(f'<polyline class="line s{s.slot}{" faint" if s.faint else ""}" points="{points}"/>')

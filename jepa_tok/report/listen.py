@@ -210,7 +210,7 @@ def _lanes(values: Sequence[Tensor], steps: Sequence[float]) -> str:
             f"{(k + side) / n:.4f} {base - 0.9 * height * v:.4f}" for k, v in enumerate(scaled) for side in (0, 1)
         ]
         path = "M" + "L".join(points)
-        for colour, width in (("#0a0c20", 3.2), ("#7df9d0", 1.3)):
+        for colour, width in (("#0a0c20", 4.5), ("#7df9d0", 1.8)):
             parts.append(
                 f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="{width}" vector-effect="non-scaling-stroke" stroke-linejoin="round"/>'
             )

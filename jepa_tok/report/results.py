@@ -34,7 +34,7 @@ SYNTHETIC = (
 
 def metric_name(metric: str) -> str:
     """WER, EER, UAR as one writes them; words without underscores."""
-    return metric.upper() if metric in ("wer", "cer", "eer", "uar") else metric.replace("_", " ")
+    return metric.upper() if metric in ("wer", "cer", "eer", "uar") else metric.replace("_", " ").replace(" f1", " F1")
 
 
 def seconds_text(value: float) -> str:
@@ -93,7 +93,7 @@ def tiles(run: RunDir, usage: Usage | None, bits: float | None, valid: list[dict
         found.append((f"for all of {len(run.commands)} commands", seconds_text(spent)))
     if usage is not None:
         found.append(("tokens a second", f"{usage.tokens_per_second:g}"))
-        found.append((f"of {usage.capacity:.0f} bit/s carried by the codes, at most", f"{usage.bits_per_second:.0f}"))
+        found.append((f"bit/s in the codes, at most (of {usage.capacity:.0f})", f"{usage.bits_per_second:.0f}"))
     if bits is not None:
         unigram = next((level for level in baseline_levels(valid) if "unigram" in level.name), None)
         found.append((f"bit/s, language model{f' (unigram {unigram.y:.0f})' if unigram else ''}", f"{bits:.0f}"))
