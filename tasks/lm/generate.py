@@ -21,6 +21,8 @@ import torch
 from fairseq2.gang import Gangs
 from fairseq2.generator import GeneratorUnit
 from fairseq2.metrics import MetricBag, Sum
+from fairseq2.metrics.formatters import format_as_float
+from fairseq2.metrics.recorders import MetricDescriptor
 from fairseq2.nn import IncrementalStateBag
 from torch import Tensor
 from typing_extensions import override
@@ -30,6 +32,13 @@ from jepa_tok._fairseq2.lm_layers import LogitFilter
 from jepa_tok.audio import save_audio
 from jepa_tok.tokenizer import SpeechTokenizer
 from tasks.lm.prompts import Prompt, PromptBatch
+
+GENERATION_METRICS = [
+    MetricDescriptor("generated_seconds", "Audio (s)", 60, format_as_float),
+    MetricDescriptor("sampling_seconds", "Sampling (s)", 61, format_as_float),
+    MetricDescriptor("times_real_time", "Times Real Time", 62, format_as_float),
+]
+"""What logs call them; decoding and writing are not in the sampling time."""
 
 
 @dataclass
@@ -123,7 +132,8 @@ class LMGeneratorUnit(GeneratorUnit[PromptBatch]):
         folder.mkdir(parents=True, exist_ok=True)
         if gangs.root.rank == 0:
             for old in folder.glob("*.json"):  # of an earlier run, perhaps of other prompts
-                old.unlink()
+                for path in (old, old.with_suffix(".wav"), old.with_name(f"{old.stem}_continuation.wav")):
+                    path.unlink(missing_ok=True)
         gangs.root.barrier()
 
     @override

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import final
 
+from fairseq2.metrics.recorders import MetricDescriptor
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.error import RecipeError
+from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task
 from typing_extensions import override
 
@@ -15,13 +17,18 @@ from jepa_tok._fairseq2.lm_layers import LogitFilter
 from jepa_tok.errors import JepaTokError
 from jepa_tok.tokenizer import SpeechTokenizer
 from recipes.lm.generate.config import LMGenerateConfig
-from tasks.lm.generate import LMGeneratorUnit
+from tasks.lm.generate import GENERATION_METRICS, LMGeneratorUnit
 from tasks.lm.prompts import PromptReader, prompts_of_audio, prompts_of_shards
 
 
 @final
 class LMGenerateRecipe(Recipe):
     """Continues spoken prompts with a trained `jepa_tok_lm`."""
+
+    @override
+    def register(self, container: DependencyContainer) -> None:
+        for descriptor in GENERATION_METRICS:
+            container.collection.register_instance(MetricDescriptor, descriptor)
 
     @override
     def create_task(self, context: RecipeContext) -> Task:
