@@ -288,6 +288,10 @@ def test_resumed_metrics_count_once(tmp_path: Path) -> None:
         [dict(stage=1, name="a", command="c", seconds=s, status=st) for s, st in ((5, -9), (2, 0))],
     )
     assert [(r["seconds"], r["attempts"], r["status"]) for r in RunDir(tmp_path).commands] == [(7.0, 2, 0)]
+    other = dict(stage=1, name="a", command="c", seconds=4, status=0, key="of other settings")
+    with (tmp_path / "commands.jsonl").open("a") as file:
+        file.write(json.dumps(other) + "\n")
+    assert [(r["seconds"], r["attempts"]) for r in RunDir(tmp_path).commands] == [(4, 1)]
 
 
 def test_usage_is_the_entropy_of_the_codes(run_dir: Path) -> None:

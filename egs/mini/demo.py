@@ -102,6 +102,7 @@ def _run(step: Step, out: Path, key: str) -> None:
             "cpu_seconds": cpu,
             "status": status,
             "started": started,
+            "key": key[:12],
         }
         with (out / "commands.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -80,7 +80,7 @@ def chart(
     for level in sorted(levels, key=lambda level: -level.y):
         y = py(level.y)
         # Labels that would overlap stand at the two ends.
-        x, side = (WIDTH - _RIGHT - 2, "end") if y - before > 13 else (_LEFT + 4, "start")
+        x, side = (WIDTH - _RIGHT - 2.0, "end") if y - before > 13 else (_LEFT + 4.0, "start")
         before = y if side == "end" else before
         label = f"{escape(level.name)} {_number(level.y)}"
         parts.append(f'<path class="level" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')

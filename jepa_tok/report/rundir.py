@@ -41,13 +41,15 @@ class RunDir:
 
     @cached_property
     def commands(self) -> list[dict[str, Any]]:
-        """commands.jsonl: each stage's latest row, with `attempts` and with `seconds` summed over them."""
+        """commands.jsonl: each stage's latest row, with `attempts`; `seconds` are summed over those it resumed."""
         latest: dict[tuple[Any, Any], dict[str, Any]] = {}
         for row in self.rows("commands.jsonl"):
             key = (row.get("stage"), row.get("name"))
             before = latest.get(key)
-            row = dict(row, attempts=1 if before is None else before["attempts"] + 1)
-            if before is not None and before.get("command") == row.get("command") and before.get("status") != 0:
+            row = dict(row, attempts=1)
+            same = before is not None and all(before.get(k) == row.get(k) for k in ("command", "key"))
+            if before is not None and same and before.get("status") != 0:  # resumed
+                row["attempts"] += before["attempts"]
                 row["seconds"] = float(row.get("seconds") or 0) + float(before.get("seconds") or 0)
             latest[key] = row
         return list(latest.values())
