@@ -16,6 +16,7 @@
 # Killed and run again, training resumes from its last checkpoint and tokenizing from its last shard; --stage N skips what is
 # done. Steps, batch sizes and the like: --stage1-args, --stage2-args, --lm-args take the recipes' own `key=value`.
 set -euo pipefail
+main() { # one function: bash reads it whole before it starts, so that the file may change while it runs
 cd "$(dirname "$0")/../.."
 
 librispeech= download= arch=tiny hardware=cpu exp= stage=1 stop_stage=8 python=.venv/bin/python seed=2
@@ -112,3 +113,5 @@ if at 8; then
     run results "$python" -m egs.librispeech.results "$exp"
     echo "run.sh: results: $exp/results.md"
 fi
+}
+main "$@"
