@@ -21,10 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from jepa_tok.config import PRESETS, TokenizerConfig, tokenizer_config
+from jepa_tok.config import TokenizerConfig
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.generator import Generator
 from jepa_tok.models.logmel import LogMel
+from jepa_tok.presets import PRESETS, tokenizer_config
 
 BUDGETS = {"small": (0.6, 2.0), "base": (3.0, 8.0)}
 """GFLOP per second of audio that encoding and decoding may cost."""

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from jepa_tok import hub, packing
 from jepa_tok.audio import load_audio, prepare_wave
-from jepa_tok.config import TokenizerConfig, to_dict, tokenizer_config
+from jepa_tok.config import TokenizerConfig, to_dict
 from jepa_tok.errors import AudioError, ConfigError, JepaTokError, TokenError
 from jepa_tok.inference import exact_inference, padded_batches
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.fsq import FSQ
 from jepa_tok.models.generator import Generator
+from jepa_tok.presets import tokenizer_config
 from jepa_tok.tokens import Tokens
 
 R = TypeVar("R")

@@ -16,9 +16,9 @@ from jepa_tok.config import (
     GeneratorConfig,
     QuantizerConfig,
     TokenizerConfig,
-    tokenizer_config,
 )
 from jepa_tok.models.codec import Codec, CodecOutput
+from jepa_tok.presets import tokenizer_config
 
 CONFIG = CodecConfig(
     tokenizer=TokenizerConfig(

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_tok.config import EncoderConfig, PredictorConfig, tokenizer_config
+from jepa_tok.config import EncoderConfig, PredictorConfig
 from jepa_tok.errors import ConfigError
 from jepa_tok.models.daam import DaamGate
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.jepa import Predictor
+from jepa_tok.presets import tokenizer_config
 
 PRESETS = ["tiny", "small", "base", "paper"]
 

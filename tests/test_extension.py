@@ -6,7 +6,6 @@ import ctypes
 import os
 from pathlib import Path
 
-import jepa_tok._fairseq2  # noqa: F401
 import pytest
 import torch
 from fairseq2.assets import AssetStore
@@ -14,10 +13,13 @@ from fairseq2.datasets import DatasetFamily
 from fairseq2.models import ModelFamily
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import get_dependency_resolver
+
+import jepa_tok._fairseq2  # noqa: F401
 from jepa_tok._fairseq2.models import apply_ac, create_codec, create_jepa, layer_stacks
 from jepa_tok._fairseq2.sndfile import bundled_sndfile, link_sndfile, preload_sndfile
-from jepa_tok.config import CodecConfig, JepaConfig, codec_config, jepa_config
+from jepa_tok.config import CodecConfig, JepaConfig
 from jepa_tok.models.jepa import Jepa
+from jepa_tok.presets import codec_config, jepa_config
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_tok.config import GeneratorConfig, tokenizer_config
+from jepa_tok.config import GeneratorConfig
 from jepa_tok.errors import ConfigError
 from jepa_tok.models.generator import Generator, istft, stft
+from jepa_tok.presets import tokenizer_config
 
 MRF = GeneratorConfig(
     latent_dim=8,

@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jepa_tok import packing
-from jepa_tok.config import tokenizer_config
 from jepa_tok.corpus import CorpusRun, Utterance, encode_utterances, read_corpus, read_shards, tokenize_corpus
 from jepa_tok.corpus.encode import make_batches
 from jepa_tok.errors import AudioError, CorpusError
+from jepa_tok.presets import tokenizer_config
 from jepa_tok.tokens import Tokens
 
 

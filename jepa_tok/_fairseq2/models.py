@@ -15,10 +15,11 @@ from fairseq2.runtime.config_registry import ConfigRegistrar
 from fairseq2.runtime.dependency import DependencyContainer
 from torch import nn
 
-from jepa_tok.config import PRESETS, CodecConfig, JepaConfig, codec_config, jepa_config
+from jepa_tok.config import CodecConfig, JepaConfig
 from jepa_tok.errors import ConfigError
 from jepa_tok.models.codec import Codec
 from jepa_tok.models.jepa import Jepa
+from jepa_tok.presets import PRESETS, codec_config, jepa_config
 
 ENCODER_FAMILY = "jepa_tok_encoder"
 CODEC_FAMILY = "jepa_tok_codec"

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jepa_tok.config import PRESETS
 from jepa_tok.errors import ConfigError, CorpusError
+from jepa_tok.presets import PRESETS
 
 if TYPE_CHECKING:
     from jepa_tok.tokenizer import SpeechTokenizer

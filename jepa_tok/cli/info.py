@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jepa_tok.cli.common import duration
-from jepa_tok.config import PRESETS, TokenizerConfig, to_dict, tokenizer_config
+from jepa_tok.config import TokenizerConfig, to_dict
 from jepa_tok.errors import AudioError, ConfigError
+from jepa_tok.presets import PRESETS, tokenizer_config
 
 
 def add_parser(verbs: Any) -> None:

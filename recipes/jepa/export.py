@@ -11,8 +11,9 @@ from pathlib import Path
 
 from jepa_tok import SpeechTokenizer
 from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
-from jepa_tok.config import PRESETS, JepaConfig, TokenizerConfig, tokenizer_config
+from jepa_tok.config import JepaConfig, TokenizerConfig
 from jepa_tok.errors import ConfigError, JepaTokError
+from jepa_tok.presets import PRESETS, tokenizer_config
 
 
 def tokenizer_for(config: JepaConfig, preset: str | None = None) -> TokenizerConfig:

@@ -1,0 +1,124 @@
+"""The presets `paper`, `base`, `small` and `tiny`: tokenizer, stage 1 and stage 2 of each.
+
+`paper` is the published design. Why the others look as they do: docs/architecture.md, "Where the budget goes".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from jepa_tok.config import (
+    AnchorConfig,
+    CodecConfig,
+    DiscriminatorConfig,
+    EncoderConfig,
+    GeneratorConfig,
+    JepaConfig,
+    MaskConfig,
+    PredictorConfig,
+    QuantizerConfig,
+    TokenizerConfig,
+)
+from jepa_tok.errors import ConfigError
+
+
+def _paper() -> TokenizerConfig:
+    return TokenizerConfig(name="paper")
+
+
+def _mel_tokenizer(
+    name: str,
+    *,
+    front: int,
+    channels: list[int],
+    blocks: list[int],
+    attention: int,
+    conformers: int,
+    decoder: list[int],
+    decoder_blocks: list[int],
+    decoder_attention: int,
+) -> TokenizerConfig:
+    return TokenizerConfig(
+        name=name,
+        encoder=EncoderConfig(
+            front="mel",
+            front_hop=240,
+            front_channels=front,
+            channels=channels,
+            strides=[1, 2, 2, 2, 5],
+            blocks=blocks,
+            block="convnext",
+            stage_conformers=[0, 0, 0, attention, 0],
+            conformers=conformers,
+            conformer_heads=8,
+            conformer_kernel=15,
+            conformer_norm="step",
+            init="scaled",
+        ),
+        quantizer=QuantizerConfig(bound="norm"),
+        generator=GeneratorConfig(
+            input_channels=decoder[0],
+            channels=decoder[1:],
+            strides=[5, 2, 2, 2],
+            block="convnext",
+            blocks=decoder_blocks,
+            stage_conformers=[decoder_attention, 0, 0, 0],
+            conformer_heads=8,
+            head="istft",
+            head_hop=240,
+        ),
+    )
+
+
+def _base() -> TokenizerConfig:
+    return _mel_tokenizer(
+        "base", front=256, channels=[256, 448, 576, 640, 768], blocks=[4, 6, 5, 3, 3], attention=3, conformers=4,
+        decoder=[768, 640, 640, 640, 640], decoder_blocks=[3, 3, 4, 9], decoder_attention=3,
+    )  # fmt: skip
+
+
+def _small() -> TokenizerConfig:
+    return _mel_tokenizer(
+        "small", front=128, channels=[128, 224, 288, 320, 512], blocks=[3, 4, 4, 2, 2], attention=1, conformers=2,
+        decoder=[512, 320, 320, 320, 320], decoder_blocks=[2, 2, 3, 8], decoder_attention=1,
+    )  # fmt: skip
+
+
+def _tiny() -> TokenizerConfig:
+    return _mel_tokenizer(
+        "tiny", front=48, channels=[48, 64, 96, 128, 192], blocks=[1, 1, 1, 1, 1], attention=1, conformers=1,
+        decoder=[192, 128, 128, 128, 128], decoder_blocks=[1, 1, 1, 3], decoder_attention=1,
+    )  # fmt: skip
+
+
+PRESETS: Mapping[str, Callable[[], TokenizerConfig]] = {"paper": _paper, "base": _base, "small": _small, "tiny": _tiny}
+
+
+def tokenizer_config(name: str) -> TokenizerConfig:
+    """The preset called `name`; raises ConfigError for an unknown one."""
+    try:
+        return PRESETS[name]()
+    except KeyError:
+        raise ConfigError(f"`name` must be one of {', '.join(PRESETS)}, but is '{name}' instead.") from None
+
+
+def jepa_config(name: str) -> JepaConfig:
+    """Stage 1 for the preset `name`: the published objective for `paper`, input masking and the mel anchor otherwise."""
+    encoder = tokenizer_config(name).encoder
+    if name == "paper":
+        return JepaConfig(encoder=encoder)
+    width, clusters = {"base": (384, 512), "small": (256, 256), "tiny": (128, 64)}[name]
+    return JepaConfig(
+        encoder=encoder,
+        predictor=PredictorConfig(dim=width, heads=8),
+        mask=MaskConfig(place="input"),
+        anchor=AnchorConfig(clusters=clusters),
+        target_norm="layer",
+    )
+
+
+def codec_config(name: str) -> CodecConfig:
+    """Stage 2 for the preset `name`."""
+    width = {"paper": 1.0, "base": 1.0, "small": 0.5, "tiny": 0.125}
+    tokenizer = tokenizer_config(name)
+    return CodecConfig(tokenizer=tokenizer, discriminator=DiscriminatorConfig(width=width[name]))
