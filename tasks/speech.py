@@ -56,7 +56,7 @@ def require_finite(loss: Tensor, step: int, batch: SpeechBatch) -> None:
     if not bool(torch.isfinite(loss)):
         clips = ", ".join(batch.ids[:4]) + (", ..." if len(batch.ids) > 4 else "")
         raise RecipeError(
-            f"the loss must be finite, but is {float(loss)} at step {step} (clips {clips}); lower the learning rate, set `trainer.max_grad_norm`, or resume from the last checkpoint with bf16."
+            f"the loss must be finite, but is {float(loss.detach())} at step {step} (clips {clips}); lower the learning rate, set `trainer.max_grad_norm`, or resume from the last checkpoint with bf16."
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jepa_tok._fairseq2  # noqa: F401
 import numpy as np
 import pytest
 import soundfile
@@ -13,6 +12,8 @@ import torch
 from fairseq2.recipe.error import RecipeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import jepa_tok._fairseq2  # noqa: F401
 from jepa_tok._fairseq2.speech_data import (
     AugmentSection,
     SpeechDatasetConfig,

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import recipes  # noqa: F401  (preloads libsndfile)
 import soundfile
 from fairseq2.recipe.config import AdamWConfig
 from fairseq2.runtime.dependency import DependencyContainer
+
+import recipes  # noqa: F401  (preloads libsndfile)
 from recipes.common import explain
 from recipes.jepa.config import AnchorSection, JepaRecipeConfig
 from recipes.jepa.export import export_encoder
@@ -67,54 +62,22 @@ def command(out: Path, corpus: Path, *options: str) -> list[str]:
     return ["recipes.jepa", str(out), "--no-rich", "--config-file", yaml, "--config", manifests, *SMALL, *options]
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def run(args: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", *args], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
-
-
-def kill_at_random(args: list[str], out: Path) -> None:
-    """Starts a run and sends SIGKILL at a random instant after its first checkpoint."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *args], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    deadline = time.monotonic() + 240
-    while not list((out / "checkpoints").glob("step_[0-9]*/model")) and process.poll() is None:
-        assert time.monotonic() < deadline, "no checkpoint was written"
-        time.sleep(0.02)
-    time.sleep(random.uniform(0.0, 0.5))
-    process.send_signal(signal.SIGKILL)
-    output = process.communicate()[0].decode()
-    assert process.returncode == -signal.SIGKILL, f"the run ended before it could be killed: {output[-3000:]}"
-
-
-def curve(out: Path, kind: str = "train") -> dict[int, dict[str, float]]:
-    """Metrics of each step, without those that are of time; a resumed run's lines replace the lost ones."""
-    rows = [json.loads(line) for line in (out / "metrics" / f"{kind}.jsonl").read_text().splitlines()]
-    return {r["Step"]: {k: v for k, v in r.items() if "Time" not in k and "per Second" not in k} for r in rows}
-
-
 @pytest.fixture(scope="module")
-def uninterrupted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(runs, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("jepa") / "whole"
-    run(command(out, corpus))
+    runs.run(command(out, corpus))
     return out
 
 
 @pytest.mark.slow
-def test_killed_run_resumes_to_the_same_losses(corpus, uninterrupted, tmp_path) -> None:
+def test_killed_run_resumes_to_the_same_losses(runs, corpus, uninterrupted, tmp_path) -> None:
     out = tmp_path / "killed"
-    kill_at_random(command(out, corpus), out)
-    run(command(out, corpus))
+    runs.kill_at_random(command(out, corpus), out)
+    runs.run(command(out, corpus))
     for kind, steps in (("train", 24), ("valid", 2)):
-        whole, resumed = curve(uninterrupted, kind), curve(out, kind)
+        whole, resumed = runs.curve(uninterrupted, kind), runs.curve(out, kind)
         assert len(whole) == steps and resumed == whole
-    first, last = (curve(uninterrupted)[step] for step in (1, 24))
+    first, last = (runs.curve(uninterrupted)[step] for step in (1, 24))
     assert np.isfinite(last["Loss"]) and last["Loss"] != first["Loss"]
     assert first["Anchor Weight"] == 1.0 and last["Anchor Weight"] < 0.03
 
@@ -136,15 +99,15 @@ def test_run_exports_as_tokenizer(uninterrupted, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_ddp_and_fsdp2(corpus, tmp_path) -> None:
+def test_two_processes_ddp_and_fsdp2(runs, corpus, tmp_path) -> None:
     losses = {}
     for mode in ("ddp", "fsdp"):
         out = tmp_path / mode
         options = (f"trainer.data_parallelism={mode}", "regime.num_steps=8", "regime.validate_every_n_steps=4")
         torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-        run([*torchrun, *command(out, corpus, *options)])
-        losses[mode] = [curve(out)[step]["Loss"] for step in range(1, 9)]
-        assert len(curve(out, "valid")) == 2
+        runs.run([*torchrun, *command(out, corpus, *options)])
+        losses[mode] = [runs.curve(out)[step]["Loss"] for step in range(1, 9)]
+        assert len(runs.curve(out, "valid")) == 2
         assert len(list((out / "checkpoints" / "step_8" / "data_reader").glob("dp_*.pt"))) == 2
         export_encoder(out, tmp_path / f"{mode}-tokenizer", preset="tiny", weights="target")
     # Both take the same steps on the same clips under the same masks and dropout.
@@ -182,6 +145,7 @@ def test_shipped_yaml_files_are_valid(name: str) -> None:
     from fairseq2.recipe.composition import _register_train_recipe
     from fairseq2.recipe.internal.config import _RecipeConfigStructurer, _StandardRecipeConfigStructurer
     from fairseq2.utils.validation import ObjectValidator
+
     from recipes.codec.recipe import CodecRecipe
 
     recipe: Recipe = JepaRecipe() if name == "jepa" else CodecRecipe()

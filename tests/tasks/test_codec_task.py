@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import soundfile
-import tasks  # noqa: F401  (preloads libsndfile)
 import torch
 from fairseq2.metrics import MetricBag
+
+import tasks  # noqa: F401  (preloads libsndfile)
 from jepa_tok._fairseq2.speech_reader import SpeechBatch
-from jepa_tok.config import codec_config
 from jepa_tok.models.codec import Codec
+from jepa_tok.presets import codec_config
 from tasks.codec.samples import SampleWriter, file_name, spectrogram
 from tasks.codec.unit import CodecEvalUnit, CodecTrainUnit
 
