@@ -85,7 +85,7 @@ def make_steps(out: Path, configs: Path) -> list[Step]:
             ),
             (out / "generate",),
         ),
-        probe("asr"),
+        probe("asr", "--epochs", "15"),
         probe("speaker", "--split-column", "split_utt", "--verification-column", "split"),
         probe("emotion"),
         Step(8, "report", "jepa_tok", ("report", str(out), "--out", str(out / "report.html"), "--overwrite"), (out / "report.html",)),

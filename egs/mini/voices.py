@@ -44,9 +44,11 @@ VOICES = (
     Voice("mini-13", "en-us+Andy", "M", 47, "dev"),
     Voice("mini-14", "en-gb-scotland+Annie", "F", 53, "dev"),
     Voice("mini-15", "en-us+Michael", "M", 43, "dev"),
-    Voice("mini-16", "en-us+adam", "M", 50, "test"),
-    Voice("mini-17", "en-gb-x-rp+linda", "F", 49, "test"),
-    Voice("mini-18", "en+steph", "F", 54, "test"),
+    Voice("mini-16", "en+Alicia", "F", 48, "dev"),
+    Voice("mini-17", "en-us+adam", "M", 50, "test"),
+    Voice("mini-18", "en-gb-x-rp+linda", "F", 49, "test"),
+    Voice("mini-19", "en+steph", "F", 54, "test"),
+    Voice("mini-20", "en-us+edward", "M", 45, "test"),
 )
 
 
