@@ -1,7 +1,8 @@
 """libsndfile for fairseq2 without root: the soundfile wheel's own copy, loaded early or linked into the environment.
 
-`python -m jepa_tok._fairseq2.sndfile` writes the link `<environment>/lib/libsndfile.so.1`; then programs that import fairseq2
-before jepa-tok (such as `python -m fairseq2.assets`) work too.
+`python -c "from jepa_tok._fairseq2.sndfile import link_sndfile; print(link_sndfile())"` writes the link
+`<environment>/lib/libsndfile.so.1`; then programs that import fairseq2 before jepa-tok (such as `python -m fairseq2.assets`)
+work too.
 """
 
 from __future__ import annotations
@@ -58,10 +59,3 @@ def link_sndfile(prefix: Path | None = None) -> Path | None:
     fresh.symlink_to(bundled)
     os.replace(fresh, link)
     return link
-
-
-if __name__ == "__main__":
-    made = link_sndfile()
-    print(
-        f"linked {made}" if made else f"soundfile brings no {SONAME} here; install it with the system's package manager"
-    )
