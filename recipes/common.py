@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 
 from fairseq2.recipe.base import Recipe
@@ -49,8 +48,6 @@ def run_main(recipe: Recipe) -> None:
     """Command line of a recipe: `fairseq2.recipe.cli.main` with errors told in one line."""
     from fairseq2.recipe.cli import main
 
-    # Several OpenMP threads make small CPU runs many times slower; who wants them says so in the environment.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.getLogger("fairseq2").addFilter(OneLineErrors())
     logging.getLogger().addFilter(is_news)
     try:

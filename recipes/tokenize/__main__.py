@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-
-# Before torch is imported; each process has one GPU, or is one of several on a CPU.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from recipes.common import run_main
 from recipes.tokenize.recipe import TokenizeRecipe

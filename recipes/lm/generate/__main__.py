@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-# Before torch is imported: with two OpenMP threads, sampling on a CPU is up to two hundred times slower.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 from recipes.common import run_main
 from recipes.lm.generate.recipe import LMGenerateRecipe
 
