@@ -81,6 +81,15 @@ def test_only_online_parts_learn_and_every_trainable_parameter_gets_a_gradient()
             assert p.requires_grad != name.startswith("target_encoder."), name
 
 
+def test_the_first_gradient_is_of_ordinary_size() -> None:
+    jepa = make(clusters=5)
+    lengths = torch.tensor([2400, 2400])
+    mask = jepa.sample_mask(jepa.encoder.num_frames(lengths))
+    jepa(0.1 * torch.randn(2, 2400), lengths, mask, anchor_weight=1.0).loss.backward()
+    norm = torch.stack([p.grad.norm() for p in jepa.parameters() if p.grad is not None]).norm()
+    assert norm < 1e3
+
+
 def test_feature_masking_lets_the_encoder_hear_everything_and_input_masking_does_not() -> None:
     lengths = torch.tensor([2400])
     wave = 0.1 * torch.randn(1, 2400)

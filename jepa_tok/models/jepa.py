@@ -86,7 +86,9 @@ class Jepa(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.mask_embedding: nn.Parameter | None = None
         if config.mask.place == "input":
-            self.mask_embedding = nn.Parameter(torch.zeros(config.encoder.front_channels))
+            # Not zeros: steps of zeros meet norms whose gradient there is 1 / sqrt(eps), stage after stage; the first step's
+            # gradient would be 1e15, and Adam's second moments would hold the weights still for long.
+            self.mask_embedding = nn.Parameter(torch.randn(config.encoder.front_channels))
         self.anchor = MelAnchor(config.anchor, config.encoder) if config.anchor.clusters else None
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.train()

@@ -34,10 +34,6 @@ class JepaRecipe(Recipe):
         model.train()
         if not newly_initialized:
             return model
-        if model.mask_embedding is not None and not model.mask_embedding.any():
-            # All-zero steps under the mask would meet norms whose gradient at zero is 1 / sqrt(eps), stage after stage: the
-            # first step's gradient is then 1e15, and Adam's second moments hold the weights still for long.
-            nn.init.normal_(model.mask_embedding)
         model.sync_target()
         # Rank 0's weights and buffers are broadcast when the model is wrapped, so one rank fits for all.
         if model.anchor is not None and context.gangs.root.rank == 0:
