@@ -130,9 +130,10 @@ def page(found: dict[str, Any]) -> str:
     for probe in found["probes"]:
         lines += ["#" + markdown(probe)]
     lines += ["## Commands", ""]
-    lines += table(
-        ["step", "seconds", "command"], [[c["name"], str(c["seconds"]), f"`{c['command']}`"] for c in found["commands"]]
-    )
+    rows = [
+        [c["name"], str(c["seconds"]), c.get("commit") or "unknown", f"`{c['command']}`"] for c in found["commands"]
+    ]
+    lines += table(["step", "seconds", "commit", "command"], rows)
     return "\n".join(lines) + "\n"
 
 

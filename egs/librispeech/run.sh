@@ -55,9 +55,10 @@ run() {
     "$@" >"$exp/logs/$name.log" 2>&1 || status=$?
     "$python" - "$exp/commands.jsonl" "$now" "$name" "$((SECONDS - begun))" "$status" "$@" <<'EOF'
 import json, shlex, sys
+from probes.results import commit
 
 path, stage, name, seconds, status, *command = sys.argv[1:]
-row = {"stage": int(stage), "name": name, "command": shlex.join(command), "seconds": int(seconds), "status": int(status)}
+row = {"stage": int(stage), "name": name, "command": shlex.join(command), "seconds": int(seconds), "status": int(status), "commit": commit()}
 open(path, "a").write(json.dumps(row) + "\n")
 EOF
     if [ "$status" -ne 0 ]; then
