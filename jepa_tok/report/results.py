@@ -34,7 +34,11 @@ SYNTHETIC = (
 
 def metric_name(metric: str) -> str:
     """WER, EER, UAR as one writes them; words without underscores."""
-    return metric.upper() if metric in ("wer", "cer", "eer", "uar") else metric.replace("_", " ").replace(" f1", " F1")
+    return (
+        metric.upper()
+        if metric in ("wer", "cer", "eer", "uar")
+        else metric.replace("_", " ").replace(" f1", " F1").replace("eer ", "EER ")
+    )
 
 
 def seconds_text(value: float) -> str:
@@ -102,7 +106,7 @@ def tiles(run: RunDir, usage: Usage | None, bits: float | None, valid: list[dict
         row = next((r for r in probe["rows"] if r.get("input") == "tokens"), None)
         value = (row or {}).get("metrics", {}).get(metric, {}).get("mean")
         if metric is not None and value is not None:
-            found.append((f"{metric_name(metric)}, {probe.get('task')} probe", f"{value:.2f}"))
+            found.append((f"{metric_name(metric)}, {task_name(probe)} probe", f"{value:.2f}"))
     return found
 
 
@@ -167,33 +171,60 @@ def probes(run: RunDir) -> str:
     found = run.probes()
     if not found:
         return section("probes", title, missing("Results of probes", "probes/*/results.json"))
-    tables = [f'<div class="card">{_probe(result)}</div>' for result in found]
-    lead = "Mean ± deviation over seeds. A token row says something only where it leaves the controls behind: the same model untrained, shuffled labels, chance."
-    return section("probes", title, f'<div class="cards">{"".join(tables)}</div>', lead)
-
-
-def _probe(result: dict[str, Any]) -> str:
-    better = result.get("better", {})
-    metrics = list(better) or sorted({m for row in result["rows"] for m in row.get("metrics", {})})
-    arrows = {"higher": "↑", "lower": "↓"}
-    header = "".join(f"<th class=n>{escape(metric_name(m))} {arrows.get(better.get(m, ''), '')}" for m in metrics)
-    body = []
-    for row in result["rows"]:
-        name = str(row.get("input"))
-        cells = "".join(f"<td class=n>{_value(row.get('metrics', {}).get(m))}</td>" for m in metrics)
-        if not row.get("metrics"):
-            cells = f'<td colspan="{len(metrics)}"><span class="dev">{escape(str(row.get("note") or "not available"))}</span></td>'
-        body.append(
-            f"<tr{' class=main' if name == 'tokens' else ''}><td>{escape(INPUTS.get(name, name))}</td>{cells}</tr>"
-        )
-    seeds = result.get("seeds") or []
-    notes = " ".join([f"Seeds {', '.join(map(str, seeds))}.", *map(str, result.get("notes", []))])
-    task = str(result.get("task", ""))
-    return (
-        f"<h3>{escape(task.upper() if task == 'asr' else task.capitalize())}</h3>"
-        f"<div class=scroll><table><thead><tr><th>input{header}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-        f'<p class="small">{escape(_verdict(result, metrics, better))} {escape(notes)}</p>'
+    lead = (
+        "Mean ± deviation over seeds. The row of these tokens says something only where it leaves the controls behind: "
+        "the same model untrained, shuffled labels, chance."
     )
+    told = "".join(f'<p class="small"><b>{task_name(r)}.</b> {escape(_remarks(r))}</p>' for r in found)
+    return section("probes", title, f'<figure class="broad">{_probe_table(found)}{told}</figure>', lead)
+
+
+def task_name(result: dict[str, Any]) -> str:
+    """ASR; Speaker; Emotion."""
+    task = str(result.get("task", ""))
+    return escape(task.upper() if task == "asr" else task.capitalize())
+
+
+def _metrics(result: dict[str, Any]) -> list[str]:
+    return list(result.get("better", {})) or sorted({m for row in result["rows"] for m in row.get("metrics", {})})
+
+
+def _probe_table(found: list[dict[str, Any]]) -> str:
+    """One table: a row an input, a group of columns a probe."""
+    arrows = {"higher": " ↑", "lower": " ↓"}
+    groups = "".join(f'<th class="n group" colspan="{len(_metrics(r))}">{task_name(r)}' for r in found)
+    names = "".join(
+        f'<th class="n{" group" if k == 0 else ""}">{escape(metric_name(m))}{arrows.get(r.get("better", {}).get(m, ""), "")}'
+        for r in found
+        for k, m in enumerate(_metrics(r))
+    )
+    inputs = list(dict.fromkeys([*INPUTS, *(str(row.get("input")) for r in found for row in r["rows"])]))
+    body = []
+    for name in inputs:
+        rows = [next((row for row in r["rows"] if row.get("input") == name), None) for r in found]
+        if not any(rows):
+            continue
+        cells = ""
+        for result, row in zip(found, rows):
+            if row is not None and not row.get("metrics"):
+                why = escape(str(row.get("note") or "not available"))
+                cells += f'<td class="n group" colspan="{len(_metrics(result))}"><span class="dev">{why}</span></td>'
+                continue
+            for k, m in enumerate(_metrics(result)):
+                value = _value((row or {}).get("metrics", {}).get(m))
+                cells += f'<td class="n{" group" if k == 0 else ""}">{value}</td>'
+        main = " class=main" if name == "tokens" else ""
+        body.append(f"<tr{main}><td>{escape(INPUTS.get(name, name))}</td>{cells}</tr>")
+    return (
+        f"<div class=scroll><table><thead><tr><th>{groups}</tr><tr><th>input{names}</tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _remarks(result: dict[str, Any]) -> str:
+    seeds = result.get("seeds") or []
+    parts = [_verdict(result, _metrics(result), result.get("better", {})), f"Seeds {', '.join(map(str, seeds))}."]
+    return " ".join([*filter(None, parts), *(f"{str(note).rstrip('.')}." for note in result.get("notes", []))])
 
 
 def _value(cell: dict[str, Any] | None) -> str:
@@ -212,6 +243,10 @@ def _verdict(result: dict[str, Any], metrics: list[str], better: dict[str, str])
     tokens, control = rows.get("tokens", {}).get(metric), rows.get("random", {}).get(metric)
     if not tokens or not control:
         return ""
+    if metric == "wer" and min(tokens["mean"], control["mean"]) > 0.9:
+        return (
+            "By WER nothing is recognised yet, in these tokens or in an untrained tokenizer's: saying nothing scores 1."
+        )
     sign = 1 if better.get(metric) == "higher" else -1
     gap = sign * (tokens["mean"] - control["mean"])
     spread = tokens.get("std", 0.0) + control.get("std", 0.0)
