@@ -15,7 +15,7 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import get_dependency_resolver
 
 import jepa_tok._fairseq2  # noqa: F401
-from jepa_tok._fairseq2.models import apply_ac, create_codec, create_jepa, layer_stacks
+from jepa_tok._fairseq2.models import apply_ac, apply_fsdp, create_codec, create_jepa, layer_stacks
 from jepa_tok._fairseq2.sndfile import bundled_sndfile, link_sndfile, preload_sndfile
 from jepa_tok.config import CodecConfig, JepaConfig
 from jepa_tok.models.jepa import Jepa
@@ -109,3 +109,34 @@ def test_libsndfile_is_linked_into_the_environment(tmp_path: Path) -> None:
         link = link_sndfile(tmp_path)
     assert link is not None and os.path.samefile(link, bundled)
     assert ctypes.CDLL(str(link)).sf_version_string
+
+
+def test_fsdp_keeps_the_audio_in_float32_and_the_gradients() -> None:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    loss, gradients = losses_and_gradients(tiny_jepa())
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for dtype in (torch.float32, torch.bfloat16):
+            policy = MixedPrecisionPolicy(dtype, torch.float32)
+
+            def wrapper(module, reshard_after_forward=True, policy=policy):
+                return fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward, mp_policy=policy)
+
+            model = apply_fsdp(tiny_jepa(), "layer", wrapper)
+            heard = []
+            model.encoder.front.register_forward_pre_hook(lambda _, args, heard=heard: heard.append(args[0].dtype))
+            sharded, found = losses_and_gradients(model)
+            assert heard == [torch.float32]
+            torch.testing.assert_close(sharded.float(), loss, rtol=1e-5 if dtype is torch.float32 else 1e-2, atol=0.0)
+            if dtype is torch.float32:
+                for name, gradient in gradients.items():
+                    own = found[name].full_tensor()
+                    torch.testing.assert_close(own.reshape(gradient.shape), gradient, rtol=1e-4, atol=1e-5)
+        with pytest.raises(RecipeError, match="must be 'layer'"):
+            apply_fsdp(tiny_jepa(), "stack", wrapper)
+    finally:
+        dist.destroy_process_group()

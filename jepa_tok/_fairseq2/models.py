@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.config_registry import ConfigRegistrar
 from fairseq2.runtime.dependency import DependencyContainer
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from jepa_tok.config import CodecConfig, JepaConfig
 from jepa_tok.errors import ConfigError
@@ -92,25 +94,25 @@ def layer_stacks(model: nn.Module) -> Iterator[nn.ModuleList]:
 
 
 def apply_fsdp(model: nn.Module, granularity: str, wrapper: FSDPWrapper) -> nn.Module:
-    """Shards stages and Conformer blocks (`layer`) or whole encoders and predictor (`stack`).
+    """Shards stages and Conformer blocks one by one, and what is left as one group (`layer`).
 
-    FSDP2 cannot shard scalars, so each becomes a vector of one; PyTorch loads such a vector into a scalar again.
+    Whole encoders (`stack`) cannot be: their output is no plain tensor, so FSDP2 would not know when their backward pass
+    begins. FSDP2 cannot shard scalars, so each becomes a vector of one; PyTorch loads such a vector into a scalar again.
     """
+    if granularity != "layer":
+        raise RecipeError(f"`trainer.fsdp.granularity` must be 'layer', but is '{granularity}' instead.")
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
             if p.ndim == 0:
                 setattr(module, name, nn.Parameter(p.detach().reshape(1), requires_grad=p.requires_grad))
-    if granularity == "layer":
-        for stack in layer_stacks(model):
-            apply_layerwise_fsdp(stack, wrapper)
-        return model
-    if granularity == "stack":
-        for name in ("encoder", "target_encoder", "predictor"):
-            model.register_module(name, wrapper(getattr(model, name)))
-        return model
-    raise RecipeError(
-        f"`trainer.fsdp.granularity` must be 'layer', 'stack' or 'model', but is '{granularity}' instead."
-    )
+    for stack in layer_stacks(model):
+        apply_layerwise_fsdp(stack, wrapper)
+    model = wrapper(model, reshard_after_forward=False)
+    # With bf16 weights FSDP2 casts what the root is called with, too: of the audio, 8 bits would be left. The front and the
+    # anchor take it in float32, as in DDP and in the tokenizer.
+    state = fully_shard.state(model)  # type: ignore[attr-defined]
+    state._mp_policy = replace(state._mp_policy, cast_forward_inputs=False)
+    return model
 
 
 def apply_ac(model: nn.Module, every_nth_layer: int) -> nn.Module:

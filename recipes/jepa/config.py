@@ -101,6 +101,8 @@ class JepaRecipeConfig(Validatable):
             result.add_error(
                 f"`lr_scheduler.config.num_warmup_steps` must be less than `regime.num_steps` ({steps}), but is {warmup} instead."
             )
-        if self.trainer.data_parallelism == "fsdp" and self.trainer.fsdp.version == "v1":
-            result.add_error("`trainer.fsdp.version` must be 'v2', but is 'v1' instead.")
+        for name, only in (("version", "v2"), ("granularity", "layer")):
+            given = getattr(self.trainer.fsdp, name)
+            if self.trainer.data_parallelism == "fsdp" and given != only:
+                result.add_error(f"`trainer.fsdp.{name}` must be '{only}', but is '{given}' instead.")
         return result
