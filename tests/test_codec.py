@@ -170,6 +170,15 @@ def test_the_encoder_stays_in_evaluation_mode_and_frozen_where_the_config_says_s
     assert not tuned.encoder.training and all(p.requires_grad for p in tuned.encoder.parameters())
 
 
+def test_a_frozen_encoder_makes_the_tokenizer_s_codes_under_autocast_too() -> None:
+    codec = build()
+    wave = 0.1 * torch.randn(8, 1990)
+    codec.fsq.calibrate(codec.encoder(wave).latents.flatten(0, 1).detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = codec(wave).codes
+    assert torch.equal(codes, codec.fsq.quantize(codec.encoder(wave).latents))
+
+
 @pytest.mark.parametrize("config", [CONFIG, FINE_TUNED])
 def test_a_few_steps_bring_a_sine_nearer(config: CodecConfig) -> None:
     codec = build(config).train()

@@ -137,7 +137,9 @@ class Codec(nn.Module):
     def reconstruct(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[EncoderOutput, Tensor, Tensor]:
         """wave [B, S] -> what the encoder heard, codes [B, T, D], reconstruction [B, S]."""
         if self.config.freeze_encoder:
-            with torch.no_grad():
+            # At the weights' own precision: the decoder is to learn from the codes that the tokenizer will make, and bf16
+            # autocast changes two in a hundred of them.
+            with torch.no_grad(), torch.autocast(wave.device.type, enabled=False):
                 encoded = self.encoder(wave, lengths)
         else:
             encoded = self.encoder(wave, lengths)
