@@ -20,6 +20,9 @@ from tqdm import tqdm
 from probes import features
 from probes.data import ProbeData, ProbeError, read_tokens
 
+CALIBRATION_FRAMES = 2_000
+"""Frames that an untrained tokenizer's quantiser is set to, as many as `recipes.codec` takes by default."""
+
 
 class Source(Protocol):
     """One input of the heads."""
@@ -143,7 +146,7 @@ def sources(
                 cache[seed] = _random_from_audio(data, name, seed)
             return cache[seed]
 
-        note = f"untrained `{name}` tokenizers, a new one for each seed"
+        note = f"untrained `{name}` tokenizers, a new one for each seed, their quantisers calibrated as stage 2 does"
         out.append(Codes("random", data.radices, tokenize, note, transitions))
     if unreachable:
         out.append(Missing("logmel", f"not available: {unreachable}"))
@@ -190,6 +193,9 @@ def _random_from_shards(data: ProbeData, path: str | Path) -> list[np.ndarray]:
 
 
 def _random_from_audio(data: ProbeData, config: str, seed: int) -> list[np.ndarray]:
+    """Codes by an untrained encoder whose quantiser is set to its latents: a control with dead digits would be too weak."""
+    import torch
+
     from jepa_tok import SpeechTokenizer
 
     tokenizer = SpeechTokenizer.from_config(config, seed=seed)
@@ -197,11 +203,14 @@ def _random_from_audio(data: ProbeData, config: str, seed: int) -> list[np.ndarr
         raise ProbeError(
             f"`--random-config` must have the dimensions and levels of the tokens, but '{config}' has others."
         )
-    codes = []
+    latents = []
     for i in progress(range(len(data)), f"untrained tokenizer, seed {seed}"):
         wave = _wave(data, i, tokenizer.sample_rate)
-        codes.append(tokenizer.encode(wave, sample_rate=tokenizer.sample_rate).codes.numpy().astype(np.uint16))
-    return codes
+        latents.append(tokenizer.latents(wave, sample_rate=tokenizer.sample_rate))
+    frames = torch.cat(latents)  # [N, D]
+    picks = np.random.default_rng([seed, 8]).permutation(len(frames))[:CALIBRATION_FRAMES]
+    tokenizer.fsq.calibrate(frames[torch.from_numpy(picks)])
+    return [tokenizer.fsq.quantize(z).numpy().astype(np.uint16) for z in latents]
 
 
 def _wave(data: ProbeData, i: int, sample_rate: int) -> Any:

@@ -222,6 +222,7 @@ def test_controls_from_audio(tmp_path: Path, write_shards: Any) -> None:
     check_shape(found, 1)
     assert all(row["available"] for row in found["rows"])
     assert _mean(found, "logmel", "accuracy") == 1.0
+    assert "calibrated" in next(r for r in found["rows"] if r["input"] == "random")["note"]
     (tmp_path / "3.wav").unlink()
     found = _run("speaker", "--tokens", tokens, "--labels", labels, "--out", tmp_path / "out", "--seeds", 0)
     row = next(r for r in found["rows"] if r["input"] == "logmel")
