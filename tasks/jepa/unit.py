@@ -131,7 +131,7 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
         for name in (*LOSSES, *COLLAPSE):
             metric_bag.add(name, Mean())
-        for name in ("squared_error", "squared_deviation", "num_examples"):
+        for name in ("squared_error", "squared_deviation", "num_examples", "compared"):
             metric_bag.add(name, Sum())
         self._clips, self._frames, self._batch_nr = [], 0, 0
 
@@ -171,10 +171,13 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
         for name, value in stats.items():
             if math.isfinite(value):
                 metric_bag.get(name, Mean).update(value)
+        metric_bag.get("compared", Sum).update(float(math.isfinite(stats["between_clip_share"])))
 
     @override
     def process_metric_values(self, values: MutableMapping[str, object]) -> None:
         error, deviation = (float(values.pop(n)) for n in ("squared_error", "squared_deviation"))  # type: ignore[arg-type]
+        if not float(values.pop("compared")):  # type: ignore[arg-type]
+            values.pop("between_clip_share")  # of a single clip there is none, which is no collapse
         values["prediction_r2"] = 1.0 - error / max(deviation, 1e-12)
         if self._base.anchor is None:
             values.pop("anchor_loss", None)
@@ -184,7 +187,7 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
         """Tells, or ends the run, where z no longer depends on the sound."""
         problems = []
         for name, least in (("between_clip_share", self._min_share), ("effective_rank", self._min_rank)):
-            value = float(values[name])  # type: ignore[arg-type]
+            value = float(values.get(name, math.inf))  # type: ignore[arg-type]
             if value < least:
                 problems.append(f"{name} is {value:.3g}, below {least:g}")
         if not problems:
