@@ -342,16 +342,6 @@ def test_report(jepa_tok, tmp_path, monkeypatch):
     assert_error(jepa_tok("report", tmp_path / "gone"), "gone")
 
 
-def test_report_without_its_packages(jepa_tok, tmp_path, monkeypatch):
-    def build_report(run_dir, out):
-        import a_package_that_is_not_there  # noqa: F401
-
-    module = types.ModuleType("jepa_tok.report")
-    module.build_report = build_report  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "jepa_tok.report", module)
-    assert_error(jepa_tok("report", tmp_path), "a_package_that_is_not_there", "jepa-tok[report]")
-
-
 # Ends -----------------------------------------------------------------------------------------------------------------
 
 

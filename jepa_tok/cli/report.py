@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa_tok.cli.common import add_overwrite_option, check_output
-from jepa_tok.errors import ConfigError, CorpusError
+from jepa_tok.errors import CorpusError
 
 
 def add_parser(verbs: Any) -> None:
@@ -32,13 +32,8 @@ def run(args: argparse.Namespace) -> int:
         )
     out = args.out or args.run_dir / "report.html"
     check_output(out, args.overwrite)
-    try:
-        from jepa_tok.report import build_report
+    from jepa_tok.report import build_report
 
-        build_report(args.run_dir, out)
-    except ModuleNotFoundError as e:
-        if (e.name or "").startswith("jepa_tok."):
-            raise  # ours to mend, not the user's
-        raise ConfigError(f"`report` needs the package {e.name}; run `pip install 'jepa-tok[report]'`.") from None
+    build_report(args.run_dir, out)
     print(out)
     return 0
