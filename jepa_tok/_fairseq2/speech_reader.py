@@ -97,10 +97,6 @@ class _Clips:
         log.warning("Skipping {} file of utterance {}: {}", self._kind, u.id, reason)
 
     @property
-    def num_bad(self) -> int:
-        return len(self._bad)
-
-    @property
     def first_problem(self) -> str:
         return next(iter(self._bad.values()), "")
 
