@@ -150,7 +150,8 @@ def _as_float(wave: Any, name: str) -> Tensor:
     """`wave` as float32 on the CPU, integers scaled to [-1, 1)."""
     if not isinstance(wave, Tensor):
         try:
-            wave = torch.from_numpy(np.array(wave))
+            array = np.array(wave)
+            wave = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         except (ValueError, TypeError, OverflowError):
             raise AudioError(
                 f"{name} must be a tensor, array or rectangular list of samples, but is {type(wave).__name__} instead."

@@ -143,6 +143,8 @@ def write_folder(folder: str | os.PathLike[str], config: TokenizerConfig, tensor
             scratch.mkdir()
             save_file(tensors, scratch / WEIGHTS_FILE, metadata={"format": "pt", "jepa_tok": FORMAT})
             (scratch / CONFIG_FILE).write_text(text, encoding="utf-8")
+            # safetensors lets the owner alone read its files; a tokenizer is for whoever may read its folder.
+            (scratch / WEIGHTS_FILE).chmod((scratch / CONFIG_FILE).stat().st_mode & 0o777)
             if target.is_dir():
                 os.replace(scratch / WEIGHTS_FILE, target / WEIGHTS_FILE)
                 os.replace(scratch / CONFIG_FILE, target / CONFIG_FILE)

@@ -67,8 +67,10 @@ class SpeechTokenizer(nn.Module):
         """An untrained tokenizer: a preset's name, a config, or a config as a nested dict.
 
         The same seed gives the same weights; the global random state is left as it was. Raises ConfigError for an unknown
-        name or fields that contradict each other.
+        name, fields that contradict each other, or a seed that torch does not take.
         """
+        if isinstance(seed, bool) or not hasattr(seed, "__index__") or not -(2**63) <= int(seed) < 2**64:
+            raise ConfigError(f"`seed` must be a whole number of at most 64 bits, but is {seed!r} instead.")
         if isinstance(config, str):
             config = tokenizer_config(config)
         elif isinstance(config, Mapping):
@@ -78,7 +80,7 @@ class SpeechTokenizer(nn.Module):
                 f"`config` must be a preset's name, a TokenizerConfig or a dict, but is {type(config).__name__} instead."
             )
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reseeds the GPUs too
+            torch.default_generator.manual_seed(int(seed))  # not torch.manual_seed, which reseeds the GPUs too
             return cls._build(config, "cpu")
 
     @classmethod

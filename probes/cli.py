@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jepa_tok.errors import JepaTokError
 
@@ -28,9 +28,15 @@ _RUN = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    # Errors take one line, as those of the inputs do.
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all three probes."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="python -m probes",
         description="Linear probes on packed tokens, beside their controls: untrained tokenizer, log-mels, shuffled labels, chance.",
         epilog=_EXAMPLES,
@@ -136,6 +142,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
 
     Raises JepaTokError where tokens, labels, splits or the output folder do not allow it.
     """
+    from jepa_tok.cli.common import torch_device
     from probes import data as d
     from probes import inputs, results
 
@@ -143,6 +150,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     if len(set(args.seeds)) != len(args.seeds) or min(args.seeds) < 0:
         raise d.ProbeError(f"`--seeds` must be different numbers from 0 up, but are {' '.join(map(str, args.seeds))}.")
     out = Path(args.out)
+    if hasattr(args, "device"):
+        torch_device(args.device)
     results.check_out(out, args.task)
     data = d.load(args.tokens, args.labels)
     probe = importlib.import_module(f"probes.{args.task}")

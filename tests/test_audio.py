@@ -278,3 +278,11 @@ def test_refused_writes(tmp_path):
     with pytest.raises(AudioError, match="could not be written"):
         save_audio(tmp_path / "folder.wav", sine())
     assert [p.name for p in tmp_path.iterdir()] == ["folder.wav"]
+
+
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+def test_arrays_of_either_byte_order_are_read(dtype):
+    wave = (1000 * np.sin(np.arange(2400))).astype("<" + dtype) / (1 if dtype == "i2" else 32_768)
+    wave = wave.astype("<" + dtype)
+    little, big = (prepare_wave(wave.astype(order + dtype), 24_000) for order in "<>")
+    assert torch.equal(little, big)

@@ -130,6 +130,8 @@ def test_random_weights_are_never_used_in_silence(jepa_tok, clips, tmp_path):
         (["--tokenizer", "huge", "--random-init"], "huge"),
         (["--tokenizer", "tiny", "--random-init", "--device", "abacus"], "abacus"),
         (["--tokenizer", "tiny", "--random-init", "--device", "cuda:99"], "cuda:99"),
+        (["--tokenizer", "tiny", "--random-init", "--device", "meta"], "meta"),
+        (["--tokenizer", "tiny", "--random-init", "--seed", str(2**64)], "seed"),
     ],
 )
 def test_bad_tokenizers(jepa_tok, clips, tmp_path, options, part):
@@ -177,7 +179,7 @@ def test_encode_writes_all_or_nothing(jepa_tok, folder, clips, tmp_path):
         assert not out.exists()
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "a.wav", "nowhere/t.parquet"])
+@pytest.mark.parametrize("name", ["out.jsonl", "a.wav", "nowhere/t.parquet", "a.wav/t.parquet"])
 def test_encode_to_bad_places(jepa_tok, folder, clips, tmp_path, name):
     assert_error(jepa_tok("encode", clips[0], "-o", tmp_path / name, "--tokenizer", folder), name.split("/")[0])
 
@@ -357,6 +359,14 @@ def test_interruption_is_one_line(jepa_tok, monkeypatch):
 def test_errors_of_the_system_are_one_line(jepa_tok, monkeypatch):
     def full(args):
         raise OSError(28, "No space left on device", "x.parquet")
+
+    monkeypatch.setattr("jepa_tok.cli.info.run", full)
+    assert_error(jepa_tok("info", "tiny"), "x.parquet: No space left on device")
+
+
+def test_errors_of_the_system_name_the_output_and_not_its_temporary_file(jepa_tok, monkeypatch):
+    def full(args):
+        raise OSError(28, "No space left on device", "x.parquet.tmp")
 
     monkeypatch.setattr("jepa_tok.cli.info.run", full)
     assert_error(jepa_tok("info", "tiny"), "x.parquet: No space left on device")

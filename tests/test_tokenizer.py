@@ -393,6 +393,19 @@ def test_seeds_and_the_global_random_state(thin):
     assert not any(m.training for m in again.modules())
 
 
+@pytest.mark.parametrize("seed", [1.5, "1", None, True, 2**64, -(2**63) - 1])
+def test_seeds_that_are_none(seed):
+    with pytest.raises(ConfigError, match="`seed` must be a whole number") as caught:
+        SpeechTokenizer.from_config("tiny", seed=seed)
+    one_line(caught, ConfigError)
+
+
+def test_whoever_reads_the_config_reads_the_weights(thin, tmp_path):
+    folder = thin.save_pretrained(tmp_path / "t")
+    modes = {(folder / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1
+
+
 def test_configs_as_dict_name_and_object(thin):
     config = paper_layout()
     assert SpeechTokenizer.from_config(to_dict(config)).hash == thin.hash

@@ -67,7 +67,7 @@ def load_tokenizer(args: argparse.Namespace) -> SpeechTokenizer:
 
     Raises ConfigError for an unknown tokenizer, preset or device, and for a preset without --random-init.
     """
-    device = _device(args.device)
+    device = torch_device(args.device)
     from jepa_tok.tokenizer import SpeechTokenizer
 
     if args.random_init:
@@ -85,12 +85,13 @@ def load_tokenizer(args: argparse.Namespace) -> SpeechTokenizer:
     return tokenizer.to(device)
 
 
-def _device(name: str) -> Any:
+def torch_device(name: str) -> Any:
+    """The device of that name; raises ConfigError where this machine has none such."""
     import torch
 
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).cpu()  # the meta device makes tensors, but holds no values
     except (RuntimeError, AssertionError) as e:  # torch raises AssertionError where it was built without CUDA
         reason = str(e).splitlines()[0].rstrip(".")
         raise ConfigError(f"`--device` must be a device of this machine, but is '{name}' instead: {reason}.") from None
@@ -104,7 +105,8 @@ def check_output(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise CorpusError(f"{path}: exists already; take another name, or --overwrite it.")
     if not path.parent.is_dir():
-        raise CorpusError(f"{path}: the folder {path.parent} must exist, but does not.")
+        what = "be a folder, but is a file" if path.parent.exists() else "exist, but does not; make it first"
+        raise CorpusError(f"{path}: the folder {path.parent} must {what}.")
     if not os.access(path.parent, os.W_OK):
         raise CorpusError(f"{path}: the folder {path.parent} must be writable, but is not.")
 

@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JepaTokError as e:
         return _fail(str(e))
     except OSError as e:  # a full disk, a folder without permission
-        name = f"{e.filename}: " if e.filename else ""
+        # Output is written beside its place and then renamed: what the user named is the place.
+        name = f"{str(e.filename).removesuffix('.tmp')}: " if e.filename else ""
         return _fail(f"{name}{e.strerror or e}")
 
 
