@@ -6,7 +6,7 @@ A LibriSpeech folder holds SPEAKERS.TXT and SUBSET/READER/CHAPTER/{READER-CHAPTE
 `train.jsonl`, `dev.jsonl`, `test.jsonl` (by the subsets' names) and `all.jsonl`: one row an utterance with id, path, duration_s,
 sample_rate, corpus, speaker, gender, language, text, split (by reader, as the subsets are) and split_utt (by utterance within the
 readers, for closed-set speaker identification: of each reader's chapters in order, every fifth utterance is `test`, the one
-before it `dev`).
+before it `dev`; these share the chapter's room and microphone with training, which helps identification).
 """
 
 from __future__ import annotations

@@ -14,16 +14,17 @@
 #   8  results           one table                       -> EXP/results.md
 #
 # Killed and run again, training resumes from its last checkpoint and tokenizing from its last shard; --stage N skips what is
-# done. Steps, batch sizes and the like: --stage1-args, --stage2-args, --lm-args take the recipes' own `key=value`.
+# done. Steps, batch sizes and the like: --stage1-args, --stage2-args, --lm-args take the recipes' own `key=value`; --asr-args those of
+# `python -m probes asr`.
 set -euo pipefail
 main() { # one function: bash reads it whole before it starts, so that the file may change while it runs
 cd "$(dirname "$0")/../.."
 
 librispeech= download= arch=tiny hardware=cpu exp= stage=1 stop_stage=8 python=.venv/bin/python seed=2
-stage1_args= stage2_args= lm_args= probe_args=
+stage1_args= stage2_args= lm_args= asr_args=
 while [ $# -gt 0 ]; do
     case $1 in
-        --librispeech | --download | --arch | --hardware | --exp | --stage | --stop-stage | --python | --seed | --stage1-args | --stage2-args | --lm-args | --probe-args)
+        --librispeech | --download | --arch | --hardware | --exp | --stage | --stop-stage | --python | --seed | --stage1-args | --stage2-args | --lm-args | --asr-args)
             [ $# -ge 2 ] || { echo "run.sh: error: $1 needs a value" >&2; exit 2; }
             name=${1#--}
             printf -v "${name//-/_}" %s "$2"
@@ -61,7 +62,9 @@ path, stage, name, seconds, status, *command = sys.argv[1:]
 row = {"stage": int(stage), "name": name, "command": shlex.join(command), "seconds": int(seconds), "status": int(status), "commit": commit()}
 open(path, "a").write(json.dumps(row) + "\n")
 EOF
-    if [ "$status" -ne 0 ]; then
+    if [ "$name" = tokens ] && [ "$status" -eq 1 ]; then # done, but for bad files
+        echo "run.sh: warning: files were skipped; see $exp/tokens/skipped.jsonl" >&2
+    elif [ "$status" -ne 0 ]; then
         tail -n 3 "$exp/logs/$name.log" | sed 's/^/  | /' >&2
         echo "run.sh: error: $name ended with status $status; its output is in $exp/logs/$name.log" >&2
         exit "$status"
@@ -105,14 +108,13 @@ if at 6; then
 fi
 if at 7; then
     # shellcheck disable=SC2086
-    run probe_asr "$python" -m probes asr --tokens "$exp/tokens" --labels "$data/all.jsonl" --random-config "$arch" --out "$exp/probes/asr" $probe_args
-    # shellcheck disable=SC2086
+    run probe_asr "$python" -m probes asr --tokens "$exp/tokens" --labels "$data/all.jsonl" --random-config "$arch" --out "$exp/probes/asr" $asr_args
     run probe_speaker "$python" -m probes speaker --tokens "$exp/tokens" --labels "$data/all.jsonl" --split-column split_utt --verification-column split \
-        --random-config "$arch" --out "$exp/probes/speaker" $probe_args
+        --random-config "$arch" --out "$exp/probes/speaker"
 fi
 if at 8; then
     run results "$python" -m egs.librispeech.results "$exp"
     echo "run.sh: results: $exp/results.md"
 fi
 }
-main "$@"
+main "$@" && exit

@@ -79,7 +79,8 @@ class SpeechDatasetSection(DatasetSection):
     family: str | None = SPEECH_FAMILY
 
     batch_size: int = 64
-    """Clips of a training step, over all ranks and accumulated batches: the same run on one GPU and on eight."""
+    """Clips of a training step, over all ranks and accumulated batches: a step sees the same clips on one GPU and on
+    eight (but each rank's mean loss weighs the same, and masks are drawn by rank, so losses agree in expectation only)."""
 
     max_batch_seconds: float | None = None
     """If given, also ends a step where its padded audio would pass this; then steps differ in their number of clips."""

@@ -46,7 +46,7 @@ class TokenDatasetConfig(Validatable):
     """Column by which rows are chosen."""
 
     train_split: str | None = None
-    """Value of `split_column` for training; all rows (but those of `valid_split`) where not given."""
+    """Value of `split_column` for training; where not given, `train` if `valid_split` is, else all rows."""
 
     valid_split: str | None = None
     """Value of `split_column` for validation; with `valid_shards`, all their rows where not given."""
@@ -113,14 +113,10 @@ class TokenDataset:
             other, valid_files = _open(config.valid_shards)
             _same(other, self.metadata, config.valid_shards[0], config.shards[0])
         column = config.split_column
-        self.train = TokenSplit(
-            "train",
-            files,
-            self.metadata,
-            column,
-            keep=config.train_split,
-            drop=None if config.valid_shards else config.valid_split,
-        )
+        train_split = config.train_split
+        if train_split is None and config.valid_split is not None and not config.valid_shards:
+            train_split = "train"  # not "all but validation": rows of a test split must not be trained on
+        self.train = TokenSplit("train", files, self.metadata, column, keep=train_split)
         self.valid: TokenSplit | None = None
         if config.valid_shards or config.valid_split is not None:
             self.valid = TokenSplit("valid", valid_files, self.metadata, column, keep=config.valid_split)
@@ -142,7 +138,6 @@ class TokenSplit:
         column: str,
         *,
         keep: str | None = None,
-        drop: str | None = None,
     ) -> None:
         import pyarrow.parquet as pq
 
@@ -159,9 +154,9 @@ class TokenSplit:
                 )
             table = pq.read_table(file, columns=["id", "n_frames"] + ([column] if chosen else []))
             rows = np.arange(table.num_rows)
-            if chosen and (keep is not None or drop is not None):
+            if keep is not None:
                 values = [None if v is None else str(v) for v in table.column(column).to_pylist()]
-                rows = np.array([i for i in rows if (keep is None or values[i] == keep) and (drop is None or values[i] != drop)], int)  # fmt: skip
+                rows = np.array([i for i in rows if values[i] == keep], int)
             frames = table.column("n_frames").to_numpy()[rows].astype(np.int64)
             self._keep.append(rows)
             lengths.append(frames)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from fairseq2.recipe.config import CommonSection, GangSection, GeneratorSection, ReferenceModelSection
 from fairseq2.utils.validation import Validatable, ValidationResult
@@ -82,7 +83,7 @@ class SamplingSection(Validatable):
 
 
 @dataclass(kw_only=True)
-class LMGenerateConfig:
+class LMGenerateConfig(Validatable):
     """`common.assets.prev_checkpoint_dir` names the LM run's `checkpoints` folder; or `model` names another model."""
 
     model: ReferenceModelSection = field(default_factory=lambda: ReferenceModelSection(name="last_checkpoint"))
@@ -99,3 +100,13 @@ class LMGenerateConfig:
     gang: GangSection = field(default_factory=GangSection)
 
     common: CommonSection = field(default_factory=default_common)
+
+    def validate(self) -> ValidationResult:
+        """Called by fairseq2."""
+        result = ValidationResult()
+        folder = self.common.assets.prev_checkpoint_dir
+        if folder is not None and not (Path(folder) / "model.yaml").exists():
+            result.add_error(
+                f"`common.assets.prev_checkpoint_dir` must be the `checkpoints` folder of a run of recipes.lm, but '{folder}' holds no model.yaml."
+            )
+        return result
