@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -80,17 +81,8 @@ def metrics_table(row: dict[str, Any] | None) -> list[str]:
     """The numbers of one validation, or a line that says that there is none."""
     if row is None:
         return ["No validation was found."]
-    skip = (
-        "Time",
-        "Data Time",
-        "Compute Time",
-        "Lapse Time",
-        "Total Time",
-        "Wall Time",
-        "Batch Size",
-        "Number of Examples",
-    )
-    cells = [[k, f"{v:.4g}"] for k, v in row.items() if isinstance(v, (int, float)) and k not in skip]
+    skip = re.compile(r"Time$|^Batch Size|^Number of|^Elements|^Padding|Slot|^Uniform|^Unigram|^Bigram")
+    cells = [[k, f"{v:.4g}"] for k, v in row.items() if isinstance(v, (int, float)) and not skip.search(k)]
     return table(["validation", "value"], cells)
 
 
@@ -119,14 +111,10 @@ def page(found: dict[str, Any]) -> str:
     lines += ["## Stage 2", "", *metrics_table(found["stage2"]), ""]
     lines += ["## Language model", "", *metrics_table(found["lm"]), ""]
     if found["baselines"]:
-        lines += [
-            "Baselines (counts on the training tokens):",
-            "",
-            "```",
-            json.dumps(found["baselines"], indent=2),
-            "```",
-            "",
+        counted = [
+            [k, f"{v['bits_per_second']:.4g}"] for k, v in found["baselines"].items() if "bits_per_second" in str(v)
         ]
+        lines += ["Counted on the same training tokens:", "", *table(["baseline", "bits/s"], counted), ""]
     for probe in found["probes"]:
         lines += ["#" + markdown(probe)]
     lines += ["## Commands", ""]
