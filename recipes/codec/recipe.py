@@ -25,7 +25,7 @@ from tasks.codec.calibrate import calibrate_quantiser
 from tasks.codec.metrics import CODEC_METRICS
 from tasks.codec.samples import SampleWriter
 from tasks.codec.unit import CodecEvalUnit, CodecTrainUnit
-from tasks.speech import register_metrics
+from tasks.speech import register_metrics, sample_waves
 
 
 class CodecRecipe(Recipe):
@@ -43,13 +43,12 @@ class CodecRecipe(Recipe):
             load_encoder(model, config.encoder, context.asset_store)
             # Rank 0's weights are broadcast when the model is wrapped, so one rank calibrates for all.
             if config.calibration_frames and context.gangs.root.rank == 0:
-                calibrate_quantiser(
-                    model,
+                waves = sample_waves(
                     context.get_dataset_as(SpeechDataset).train,
-                    frames=config.calibration_frames,
-                    seed=config.common.seed,
-                    crop_seconds=config.dataset.crop_seconds,
+                    np.random.default_rng([config.common.seed, 4]),
+                    config.dataset.crop_seconds,
                 )
+                calibrate_quantiser(model.encoder, model.fsq, waves, config.calibration_frames)
         model.freeze()  # fairseq2 has just turned on all gradients
         model.train()
         return model

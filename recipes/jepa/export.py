@@ -1,6 +1,8 @@
 """Makes a tokenizer folder of a stage 1 run, its decoder untrained: for probing what the encoder knows.
 
-`python -m recipes.jepa.export RUN_DIR OUT_DIR [--step N] [--weights online|target]`
+`python -m recipes.jepa.export RUN_DIR OUT_DIR --calibrate MANIFEST [--step N] [--weights online|target]`
+
+Without `--calibrate` the quantiser stays as initialised, with dimensions that hardly use their levels; stage 2 calibrates it.
 """
 
 from __future__ import annotations
@@ -9,11 +11,17 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
+from fairseq2.recipe.error import RecipeError
+
 from jepa_tok import SpeechTokenizer
 from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
 from jepa_tok.config import JepaConfig, TokenizerConfig
+from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.errors import ConfigError, JepaTokError
 from jepa_tok.presets import PRESETS, tokenizer_config
+
+CALIBRATION_FRAMES, CALIBRATION_SECONDS = 2_000, 15.0
 
 
 def tokenizer_for(config: JepaConfig, preset: str | None = None) -> TokenizerConfig:
@@ -43,20 +51,28 @@ def export_encoder(
     weights: str = "online",
     preset: str | None = None,
     seed: int = 0,
+    calibrate: str | Path | None = None,
 ) -> str:
-    """Writes the encoder of a stage 1 checkpoint with an untrained quantiser and generator; returns the hash.
+    """Writes the encoder of a stage 1 checkpoint with an untrained generator; returns the hash.
 
     :param weights: `online` or `target`, the EMA.
+    :param calibrate: Corpus whose rows of `split` train (all, if it has no such column) the quantiser is set to.
     :raises JepaTokError: `run_dir` holds no stage 1 checkpoint, or `out_dir` cannot be written.
     """
     from jepa_tok._fairseq2.models import ENCODER_FAMILY
     from jepa_tok.models.jepa import Jepa
+    from tasks.codec.calibrate import calibrate_quantiser
+    from tasks.speech import sample_waves
 
     run = find_checkpoint(run_dir, step)
     config: JepaConfig = run.config_as(ENCODER_FAMILY, JepaConfig)
     tokenizer = SpeechTokenizer.from_config(tokenizer_for(config, preset), seed=seed)
     state = run.state(lambda: Jepa(config))
     tokenizer.encoder.load_state_dict(part_of(state, "encoder" if weights == "online" else "target_encoder"))
+    if calibrate is not None:
+        rows = [row for row in read_corpus(calibrate) if row.info.get("split", "train") == "train"]
+        waves = sample_waves(rows, np.random.default_rng([seed, 4]), CALIBRATION_SECONDS)
+        calibrate_quantiser(tokenizer.encoder, tokenizer.fsq, waves, CALIBRATION_FRAMES)
     tokenizer.save_pretrained(out_dir)
     return tokenizer.hash
 
@@ -64,7 +80,8 @@ def export_encoder(
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="example: python -m recipes.jepa.export exp/jepa exp/tokenizer-stage1"
+        description=__doc__,
+        epilog="example: python -m recipes.jepa.export exp/jepa exp/tokenizer-stage1 --calibrate data/all.jsonl",
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run of recipes.jepa")
     parser.add_argument(
@@ -74,10 +91,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", choices=["online", "target"], default="online", help="trained encoder or its EMA")
     parser.add_argument("--preset", choices=list(PRESETS), help="whose quantiser and generator; found by default")
     parser.add_argument("--seed", type=int, default=0, help="seed of the untrained parts")
+    parser.add_argument("--calibrate", metavar="MANIFEST", help="corpus whose training rows the quantiser is set to")
     args = parser.parse_args(argv)
     try:
-        hash = export_encoder(args.run_dir, args.out_dir, args.step, args.weights, args.preset, args.seed)
-    except JepaTokError as ex:
+        hash = export_encoder(
+            args.run_dir, args.out_dir, args.step, args.weights, args.preset, args.seed, args.calibrate
+        )
+    except (JepaTokError, RecipeError) as ex:
         print(f"error: {ex}", file=sys.stderr)
         return 2
     print(f"wrote {args.out_dir} (tokenizer {hash}; its decoder is untrained)")

@@ -5,41 +5,40 @@ N frames   D dimensions
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterable
+
 import torch
 from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
+from torch import Tensor
 
-from jepa_tok.corpus.manifest import Utterance
-from jepa_tok.models.codec import Codec
+from jepa_tok.models.encoder import Encoder
+from jepa_tok.models.fsq import FSQ
 from jepa_tok.monitor import code_entropies
-from tasks.speech import sample_waves
 
 
 @torch.no_grad()
-def calibrate_quantiser(
-    codec: Codec, utterances: list[Utterance], *, frames: int, seed: int, crop_seconds: float
-) -> None:
-    """Calibrates `codec.fsq` on up to `frames` latent frames of training clips; a `tanh` bound has nothing to set.
+def calibrate_quantiser(encoder: Encoder, fsq: FSQ, waves: Iterable[Tensor], frames: int) -> None:
+    """Calibrates `fsq` on up to `frames` latent frames of `waves`; a `tanh` bound has nothing to set.
 
-    RecipeError where no training file can be read.
+    RecipeError where there is no clip.
     """
-    if codec.fsq.scale is None:
+    if fsq.scale is None:
         return
-    device = next(codec.encoder.parameters()).device
-    codec.encoder.eval()
-    kept: list[torch.Tensor] = []
+    device = next(encoder.parameters()).device
+    encoder.eval()
+    kept: list[Tensor] = []
     count = 0
-    for wave in sample_waves(utterances, np.random.default_rng([seed, 4]), crop_seconds):
-        kept.append(codec.encoder(wave[None].to(device)).latents[0].float().cpu())
+    for wave in waves:
+        kept.append(encoder(wave[None].to(device)).latents[0].float().cpu())
         count += len(kept[-1])
         if count >= frames:
             break
     if not kept:
         raise RecipeError("the quantiser cannot be calibrated: none of the training files can be read.")
     latents = torch.cat(kept)[:frames].to(device)  # [N, D]
-    codec.fsq.calibrate(latents)
-    usage = code_entropies(codec.fsq.quantize(latents).cpu(), codec.fsq.radices)
+    fsq.calibrate(latents)
+    usage = code_entropies(fsq.quantize(latents).cpu(), fsq.radices)
     log.info(
         "Quantiser: {} latent frames; code usage {:.3f}, least {:.3f}.",
         len(latents),

@@ -83,13 +83,16 @@ def test_killed_run_resumes_to_the_same_losses(runs, corpus, uninterrupted, tmp_
 
 
 @pytest.mark.slow
-def test_run_exports_as_tokenizer(uninterrupted, tmp_path) -> None:
+def test_run_exports_as_tokenizer(uninterrupted, corpus, tmp_path) -> None:
     from jepa_tok import SpeechTokenizer
     from jepa_tok.errors import JepaTokError
 
     online = export_encoder(uninterrupted, tmp_path / "online", preset="tiny")
     target = export_encoder(uninterrupted, tmp_path / "target", preset="tiny", weights="target")
     assert online != target  # the EMA lags behind
+    calibrated = export_encoder(uninterrupted, tmp_path / "calibrated", preset="tiny", calibrate=corpus)
+    scale = SpeechTokenizer.from_pretrained(tmp_path / "calibrated").fsq.scale
+    assert calibrated != online and scale is not None and len(scale.unique()) > 1
     assert export_encoder(uninterrupted, tmp_path / "again", preset="tiny", step=24) == online
     tokens = SpeechTokenizer.from_pretrained(tmp_path / "online").encode(np.zeros(10_000, np.float32), 24_000)
     assert tokens.ids.shape == (2, 19)
