@@ -9,6 +9,7 @@ from fairseq2.recipe.base import Recipe
 from fairseq2.recipe.config import CommonSection, LRSchedulerSection, RegimeSection
 from fairseq2.recipe.error import RecipeConfigParseError, RecipeError
 from fairseq2.utils.structured import StructureError
+from fairseq2.utils.validation import ValidationResult
 from fairseq2.utils.yaml import YamlError
 
 from jepa_tok.errors import JepaTokError
@@ -76,3 +77,12 @@ def default_regime(num_steps: int) -> RegimeSection:
         keep_last_n_checkpoints=2,
         publish_metrics_every_n_steps=100,
     )
+
+
+def check_warmup(result: ValidationResult, lr_scheduler: LRSchedulerSection, regime: RegimeSection) -> None:
+    """Adds an error where the warm-up is as long as the run: fairseq2 would divide by zero."""
+    warmup, steps = getattr(lr_scheduler.config, "num_warmup_steps", 0), regime.num_steps
+    if steps is not None and warmup >= steps:
+        result.add_error(
+            f"`lr_scheduler.config.num_warmup_steps` must be less than `regime.num_steps` ({steps}), but is {warmup} instead."
+        )

@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from jepa_tok._fairseq2.models import CODEC_FAMILY
 from jepa_tok._fairseq2.speech_data import SpeechDatasetSection
-from recipes.common import constant_lr, default_common, default_regime
+from recipes.common import check_warmup, constant_lr, default_common, default_regime
 
 DISCRIMINATOR = r"(module\.)?discriminator\."
 """Names of the discriminators' parameters, bare or wrapped by DDP."""
@@ -130,9 +130,5 @@ class CodecRecipeConfig(Validatable):
             result.add_error(
                 f"`trainer.data_parallelism` must be 'ddp' for stage 2, but is '{self.trainer.data_parallelism}' instead."
             )
-        warmup, steps = getattr(self.lr_scheduler.config, "num_warmup_steps", 0), self.regime.num_steps
-        if steps is not None and warmup >= steps:
-            result.add_error(
-                f"`lr_scheduler.config.num_warmup_steps` must be less than `regime.num_steps` ({steps}), but is {warmup} instead."
-            )
+        check_warmup(result, self.lr_scheduler, self.regime)
         return result

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from jepa_tok._fairseq2.models import ENCODER_FAMILY
 from jepa_tok._fairseq2.speech_data import SpeechDatasetSection
-from recipes.common import constant_lr, default_common, default_regime
+from recipes.common import check_warmup, constant_lr, default_common, default_regime
 
 
 @dataclass(kw_only=True)
@@ -96,11 +96,7 @@ class JepaRecipeConfig(Validatable):
         result = ValidationResult()
         if self.anchor.num_steps is None and self.regime.num_steps is None:
             result.add_error("`anchor.num_steps` must be given when `regime.num_steps` is not.")
-        warmup, steps = getattr(self.lr_scheduler.config, "num_warmup_steps", 0), self.regime.num_steps
-        if steps is not None and warmup >= steps:
-            result.add_error(
-                f"`lr_scheduler.config.num_warmup_steps` must be less than `regime.num_steps` ({steps}), but is {warmup} instead."
-            )
+        check_warmup(result, self.lr_scheduler, self.regime)
         for name, only in (("version", "v2"), ("granularity", "layer")):
             given = getattr(self.trainer.fsdp, name)
             if self.trainer.data_parallelism == "fsdp" and given != only:
