@@ -216,7 +216,9 @@ def open_shard(path: Path) -> Any:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as e:
-        raise CorpusError(f"{path}: not a readable parquet file: {_one_line(e)}.") from None
+        raise CorpusError(
+            f"{path}: not a readable parquet file: {_one_line(e)}; delete it and run `jepa-tok tokenize` again to make it anew."
+        ) from None
 
 
 def _metadata(file: Any, name: str) -> ShardMetadata:
