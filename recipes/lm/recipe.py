@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, final
 
 from fairseq2.logging import log
-from fairseq2.metrics.recorders import MetricDescriptor
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.config import CosineAnnealingLRConfig, ModelSection
 from fairseq2.recipe.error import RecipeError
@@ -24,6 +23,7 @@ from jepa_tok.corpus.schema import ShardMetadata
 from jepa_tok.errors import JepaTokError
 from recipes.lm.config import LMRecipeConfig
 from tasks.lm import METRICS, LMEvalUnit, LMTrainUnit, fit_baselines
+from tasks.speech import register_metrics
 
 
 @final
@@ -32,8 +32,7 @@ class LMRecipe(Recipe):
 
     @override
     def register(self, container: DependencyContainer) -> None:
-        for descriptor in METRICS:
-            container.collection.register_instance(MetricDescriptor, descriptor)
+        register_metrics(container, METRICS)
 
     @override
     def create_task(self, context: RecipeContext) -> Task:

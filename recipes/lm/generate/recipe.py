@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import final
 
-from fairseq2.metrics.recorders import MetricDescriptor
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyContainer
@@ -19,6 +18,7 @@ from jepa_tok.tokenizer import SpeechTokenizer
 from recipes.lm.generate.config import LMGenerateConfig
 from tasks.lm.generate import GENERATION_METRICS, LMGeneratorUnit
 from tasks.lm.prompts import PromptReader, prompts_of_audio, prompts_of_shards
+from tasks.speech import register_metrics
 
 
 @final
@@ -27,8 +27,7 @@ class LMGenerateRecipe(Recipe):
 
     @override
     def register(self, container: DependencyContainer) -> None:
-        for descriptor in GENERATION_METRICS:
-            container.collection.register_instance(MetricDescriptor, descriptor)
+        register_metrics(container, GENERATION_METRICS)
 
     @override
     def create_task(self, context: RecipeContext) -> Task:
