@@ -1,0 +1,79 @@
+"""Paths that may be URLs, and files that appear whole or not at all.
+
+A local path is a `pathlib.Path`. A URL of any protocol that fsspec knows (s3, gs, az, hf, memory, ...) is a `upath.UPath`, which
+has the same methods, so that the code above does not tell them apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from jepa_tok.errors import CorpusError
+
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]+://|^[a-z0-9]+::")
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a URL (`protocol://...`) rather than a local path; `file://` and `local://` count as local."""
+    text = str(path)
+    return bool(_URL.match(text)) and not text.startswith(("file://", "local://"))
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """`path` as a Path, or where it is a URL as an object with a Path's methods.
+
+    Raises CorpusError where nothing installed opens URLs of that protocol.
+    """
+    if isinstance(path, Path) or hasattr(path, "fs"):
+        return path  # type: ignore[return-value]
+    text = os.fspath(path)
+    if not is_url(text):
+        return Path(re.sub(r"^(file|local)://", "", text))
+    from upath import UPath
+
+    try:
+        made: Any = UPath(text)
+        made.fs  # noqa: B018  (the file system is looked up here)
+    except (ImportError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise CorpusError(f"{text}: nothing that is installed opens URLs of this protocol: {reason}.") from None
+    return made
+
+
+@contextlib.contextmanager
+def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A binary file that takes its place at `path` when the block ends, and leaves nothing where it fails.
+
+    On a local disk: written to `path`.tmp, synced, renamed. Object stores show an object only when its upload is complete.
+    """
+    target = as_path(path)
+    if is_url(target):
+        import io
+
+        # Held in memory: leaving an upload by an exception would complete it on some stores.
+        buffer = io.BytesIO()
+        yield buffer
+        target.write_bytes(buffer.getvalue())
+        return
+    temporary = target.with_name(target.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes UTF-8 text, whole or not at all; line feeds stay as they are."""
+    with atomic_writer(path) as file:
+        file.write(text.encode("utf-8"))
