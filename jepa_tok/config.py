@@ -240,6 +240,39 @@ class GeneratorConfig:
 
 
 @dataclass(kw_only=True)
+class WindowConfig:
+    """How clips longer than a window are cut, so that memory is bounded and a change is felt no further than a window.
+
+    Windows overlap by twice the context; each gives the frames of its middle, the first also those before, the last also
+    those after. A clip of up to one window is encoded and decoded whole.
+    """
+
+    seconds: float = 30.0
+    """Length of a window."""
+
+    context: float = 3.2
+    """What a window hears on either side of the frames it gives."""
+
+    fade: float = 0.02
+    """Cross-fade between the waveforms that two windows decode to, centred where they meet."""
+
+    def frames(self, frame_rate: float) -> tuple[int, int]:
+        """Frames of a window, and of the context on either side."""
+        return round(self.seconds * frame_rate), round(self.context * frame_rate)
+
+    def check(self, frame_rate: float) -> None:
+        """Raises ConfigError where a window would not get on."""
+        window, context = self.frames(frame_rate)
+        if not window > 2 * context >= 2:
+            raise ConfigError(
+                "window `context` must be at least a frame, and `seconds` longer than twice that, "
+                f"but they are {self.context} and {self.seconds} s at {frame_rate:g} frames a second instead."
+            )
+        if not 0 <= self.fade <= 2 * context / frame_rate:
+            raise ConfigError(f"window `fade` must lie in 0 to twice `context`, but is {self.fade} s instead.")
+
+
+@dataclass(kw_only=True)
 class TokenizerConfig:
     """All that inference needs: what `config.json` of a saved tokenizer holds."""
 
@@ -249,12 +282,14 @@ class TokenizerConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
 
     def check(self) -> None:
         """Raises ConfigError where fields contradict each other."""
         self.encoder.check()
         self.quantizer.check()
         self.generator.check()
+        self.window.check(self.encoder.frame_rate)
         if not self.encoder.latent_dim == self.quantizer.dim == self.generator.latent_dim:
             raise ConfigError(
                 "encoder `latent_dim`, quantizer `dim` and generator `latent_dim` must be equal, but are "
