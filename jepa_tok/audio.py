@@ -10,7 +10,9 @@ polyphase filter bank, as in torchaudio, needs gigabytes for rates such as 44,09
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from jepa_tok.errors import AudioError
+from jepa_tok.files import atomic_path
 
 SAMPLE_RATE = 24_000
 MIN_RATE, MAX_RATE = 4_000, 192_000
@@ -28,7 +31,74 @@ MAX_CHANNELS = 64
 MAX_AMPLITUDE = 4.0
 """Beyond this, floats are taken for integer samples that were cast without scaling, and refused."""
 
+BLOCK = 2**19
+"""Samples, over all channels, that are read from a file at a time."""
+
+MAX_WAV = 2**32 - 2**10
+"""Bytes of samples that a .wav file holds at most."""
+
 _FULL_SCALE = {torch.int8: 2.0**7, torch.int16: 2.0**15, torch.int32: 2.0**31}
+
+
+class AudioFile:
+    """An audio file, or a part of one, that is read, mixed down and resampled as it is iterated, in bounded memory.
+
+        for block in AudioFile("lecture.mp3", 24_000):
+            ...  # float32 [s]
+
+    The blocks are `load_audio`'s samples, cut somewhere. Each iteration reads anew; an open file is read from its start.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | BinaryIO,
+        sample_rate: int = SAMPLE_RATE,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> None:
+        """As `load_audio`, which see; raises AudioError for what is not a path or an open file, the rest when it is read."""
+        self.source: Any
+        if isinstance(path, (str, os.PathLike)):
+            self.name = os.fspath(path)
+            self.source = self.name
+        elif hasattr(path, "read"):
+            self.name, self.source = str(getattr(path, "name", "audio")), path
+        else:
+            raise AudioError(f"`path` must be a path or an open binary file, but is {type(path).__name__} instead.")
+        self.sample_rate = _rate(sample_rate, "`sample_rate`")
+        self.start, self.end = start, end
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Blocks of mono float32 [s] at `sample_rate`."""
+        if self.source is self.name:
+            _check_file(self.name)
+        try:
+            with soundfile.SoundFile(self.source) as file:
+                rate = _rate(file.samplerate, f"'{self.name}'")
+                resampler = Resampler(rate, self.sample_rate)
+                taken = 0
+                for samples in self._read(file, rate):
+                    yield resampler.push(mix_down(samples.T, f"'{self.name}'", taken))
+                    taken += len(samples)
+                yield resampler.finish()
+        except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
+            reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
+            raise AudioError(f"'{self.name}' must be audio that libsndfile reads, but is not: {reason}.") from None
+
+    def _read(self, file: soundfile.SoundFile, rate: int) -> Iterator[np.ndarray]:
+        """Blocks of float32 [s, C]."""
+        first, last = _part(self.start, self.end, rate, file.frames, self.name)
+        file.seek(first)
+        size, found = max(1, BLOCK // file.channels), 0
+        while found < last - first:
+            samples = file.read(min(size, last - first - found), dtype="float32", always_2d=True)
+            if not len(samples):
+                break
+            found += len(samples)
+            yield samples
+        if found < 0.98 * (last - first):  # mp3 without a length in its header is an estimate
+            raise AudioError(f"'{self.name}' is cut short: {last - first} samples are promised, but {found} are there.")
 
 
 def load_audio(
@@ -44,28 +114,7 @@ def load_audio(
     seconds, read a part; an `end` past the file's is the file's. Raises AudioError, naming the file, where it is missing,
     a folder, empty, unreadable or cut short, and for what `prepare_wave` refuses.
     """
-    if isinstance(path, (str, os.PathLike)):
-        name = os.fspath(path)
-        _check_file(name)
-        source: Any = name
-    elif hasattr(path, "read"):
-        name, source = str(getattr(path, "name", "audio")), path
-    else:
-        raise AudioError(f"`path` must be a path or an open binary file, but is {type(path).__name__} instead.")
-    try:
-        with soundfile.SoundFile(source) as file:
-            rate = file.samplerate
-            first, last = _part(start, end, rate, file.frames, name)
-            file.seek(first)
-            samples = file.read(last - first, dtype="float32", always_2d=True)  # [S, C]
-            if len(samples) < 0.98 * (last - first):  # mp3 without a length in its header is an estimate
-                raise AudioError(
-                    f"'{name}' is cut short: {last - first} samples are promised, but {len(samples)} are there."
-                )
-    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
-        reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
-        raise AudioError(f"'{name}' must be audio that libsndfile reads, but is not: {reason}.") from None
-    return prepare_wave(samples.T, rate, sample_rate, name=f"'{name}'")
+    return torch.cat(list(AudioFile(path, sample_rate, start=start, end=end)))
 
 
 def prepare_wave(wave: Any, sample_rate: int, target: int = SAMPLE_RATE, name: str = "audio") -> Tensor:
@@ -76,6 +125,14 @@ def prepare_wave(wave: Any, sample_rate: int, target: int = SAMPLE_RATE, name: s
     floats of integer size, and rates outside 4 to 192 kHz.
     """
     rate = _rate(sample_rate, name)
+    return resample(mix_down(wave, name), rate, _rate(target, "`target`"))
+
+
+def mix_down(wave: Any, name: str = "audio", offset: int = 0) -> Tensor:
+    """Checks samples as `prepare_wave` does, and averages their channels: mono float32 [S] on the CPU.
+
+    `offset` is the place of the first sample in what `name` stands for, for the message about a sample that is not finite.
+    """
     samples = _as_float(wave, name)
     if samples.ndim not in (1, 2):
         raise AudioError(f"{name} must have shape [S] or [C, S], but has {list(samples.shape)} instead.")
@@ -89,7 +146,7 @@ def prepare_wave(wave: Any, sample_rate: int, target: int = SAMPLE_RATE, name: s
     finite = torch.isfinite(samples)
     if not bool(finite.all()):
         at = (~finite).nonzero()[0].tolist()
-        raise AudioError(f"{name} must be finite, but sample {at[-1]} is {float(samples[tuple(at)])} instead.")
+        raise AudioError(f"{name} must be finite, but sample {offset + at[-1]} is {float(samples[tuple(at)])} instead.")
     peak = float(samples.abs().max())
     if peak > MAX_AMPLITUDE:
         raise AudioError(
@@ -97,7 +154,7 @@ def prepare_wave(wave: Any, sample_rate: int, target: int = SAMPLE_RATE, name: s
         )
     if samples.ndim == 2:
         samples = samples[0] if samples.shape[0] == 1 else samples.double().mean(0).float()
-    return resample(samples, rate, _rate(target, "`target`"))
+    return samples
 
 
 def resample(wave: Tensor, orig: int, new: int) -> Tensor:
@@ -108,42 +165,83 @@ def resample(wave: Tensor, orig: int, new: int) -> Tensor:
     wave = wave.detach().to("cpu", torch.float32)
     if orig == new:
         return wave.clone(memory_format=torch.contiguous_format)
-    size = -(-wave.shape[-1] * new // orig)  # ceil, exactly
-    # soxr rounds the length to the nearest; silence behind the clip makes it give the last, partly covered sample too.
-    padded = torch.nn.functional.pad(wave.reshape(-1, wave.shape[-1]), (0, orig // new + 2))
-    rows = [soxr.resample(row, orig, new, quality="VHQ")[:size] for row in padded.numpy()]
-    out = np.stack(rows) if rows else np.zeros((0, size), np.float32)
-    return torch.from_numpy(out).reshape(*wave.shape[:-1], size)
+    rows = []
+    for row in wave.reshape(-1, wave.shape[-1]):
+        resampler = Resampler(orig, new)
+        rows.append(torch.cat([resampler.push(row), resampler.finish()]))
+    size = -(-wave.shape[-1] * new // orig)
+    return (torch.stack(rows) if rows else wave.new_zeros(0)).reshape(*wave.shape[:-1], size)
+
+
+class Resampler:
+    """Resamples a clip that comes in pieces; the samples are those of the whole clip's, however it is cut."""
+
+    def __init__(self, orig: int, new: int) -> None:
+        self.orig, self.new = orig, new
+        self._stream = None if orig == new else soxr.ResampleStream(orig, new, 1, dtype="float32", quality="VHQ")
+        self._taken = self._given = 0
+
+    def push(self, wave: Tensor) -> Tensor:
+        """float32 [s] -> the samples [n] at the new rate that are settled by it, n >= 0."""
+        self._taken += wave.shape[0]
+        out = wave if self._stream is None else torch.from_numpy(self._stream.resample_chunk(wave.numpy()))
+        self._given += out.shape[0]
+        return out
+
+    def finish(self) -> Tensor:
+        """The rest of ceil(S * new / orig) samples."""
+        if self._stream is None:
+            return torch.zeros(0)
+        # soxr rounds the length to the nearest; silence behind the clip makes it give the last, partly covered sample too.
+        silence = np.zeros(self.orig // self.new + 2, np.float32)
+        out = torch.from_numpy(self._stream.resample_chunk(silence, last=True))
+        return out[: -(-self._taken * self.new // self.orig) - self._given]
 
 
 def save_audio(path: str | os.PathLike[str], wave: Any, sample_rate: int = SAMPLE_RATE) -> None:
     """Writes [S] or [C, S] floats as 16-bit `.wav` or `.flac`, clipped to [-1, 1]; 16-bit audio survives unchanged.
 
-    The file appears whole or not at all. Raises AudioError for another suffix, non-finite or empty audio, a wrong shape,
-    and a folder that does not exist.
+    `wave` may be an iterator of such blocks, which are written as they come. The file appears whole or not at all. Raises
+    AudioError for another suffix, non-finite or empty audio, a wrong shape, a folder that does not exist, a full disk, and
+    more than a `.wav` can hold (4 GiB: 24 hours at 24 kHz).
     """
     target = Path(path)
     formats = {".wav": "WAV", ".flac": "FLAC"}
     if target.suffix.lower() not in formats:
         raise AudioError(f"'{target}' must end in .wav or .flac, but ends in '{target.suffix}' instead.")
     rate = _rate(sample_rate, f"'{target}'")
+    kind = formats[target.suffix.lower()]
+    if not target.parent.is_dir():
+        raise AudioError(f"folder '{target.parent}' must exist before '{target.name}' is written there, but does not.")
+    blocks = wave if isinstance(wave, Iterator) else iter([wave])
+    first = _pcm(next(blocks, torch.zeros(0)), target)
+    left = (MAX_WAV if kind == "WAV" else 2**62) // (2 * first.shape[1])
+    try:
+        with (
+            atomic_path(target) as temporary,
+            soundfile.SoundFile(temporary, "w", rate, first.shape[1], "PCM_16", format=kind) as file,
+        ):
+            for pcm in itertools.chain([first], (_pcm(block, target) for block in blocks)):
+                left -= len(pcm)
+                if left < 0:
+                    raise AudioError(f"'{target}' must be at most 4 GiB, as any .wav; write .flac.")
+                file.write(pcm)
+    except (soundfile.SoundFileError, OSError, AssertionError) as error:  # soundfile asserts that all was written
+        raise AudioError(
+            f"'{target}' could not be written: {str(error).rstrip('.') or 'the disk may be full'}."
+        ) from None
+
+
+def _pcm(wave: Any, target: Path) -> np.ndarray:
+    """Floats [S] or [C, S] as int16 [S, C]."""
     samples = _as_float(wave, f"audio for '{target}'")
     if samples.ndim not in (1, 2) or samples.numel() == 0 or (samples.ndim == 2 and samples.shape[0] > MAX_CHANNELS):
         raise AudioError(f"audio for '{target}' must have shape [S] or [C, S], but has {list(samples.shape)} instead.")
     if not bool(torch.isfinite(samples).all()):
         raise AudioError(f"audio for '{target}' must be finite, but is not.")
-    if not target.parent.is_dir():
-        raise AudioError(f"folder '{target.parent}' must exist before '{target.name}' is written there, but does not.")
     # By hand: libsndfile scales by 32767 when writing and by 32768 when reading.
     pcm = (samples.double() * 2**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
-    temporary = target.with_name(target.name + ".tmp")
-    try:
-        soundfile.write(temporary, pcm.numpy().T, rate, format=formats[target.suffix.lower()], subtype="PCM_16")
-        os.replace(temporary, target)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise AudioError(f"'{target}' could not be written: {error}.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    return pcm.reshape(-1, pcm.shape[-1]).numpy().T
 
 
 def _as_float(wave: Any, name: str) -> Tensor:

@@ -402,6 +402,22 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def differences(config: Any) -> dict[str, Any]:
+    """Nested dict of the fields that are not their class's defaults; what tells tokenizers apart by name (`hub`).
+
+    For that a default stays what it is for good, and a new field's is what was done before it came.
+    """
+    default = type(config)()
+    found: dict[str, Any] = {}
+    for field_ in dataclasses.fields(config):
+        value, usual = getattr(config, field_.name), getattr(default, field_.name)
+        if dataclasses.is_dataclass(value):
+            value, usual = differences(value), {}
+        if value != usual:
+            found[field_.name] = value
+    return found
+
+
 C = TypeVar("C")
 
 

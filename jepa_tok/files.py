@@ -60,11 +60,18 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         yield buffer
         target.write_bytes(buffer.getvalue())
         return
+    with atomic_path(target) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """`path`.tmp on a local disk, for those who write by name: synced and renamed when the block ends, as `atomic_writer`."""
+    target = Path(path)
     temporary = target.with_name(target.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jepa_tok.config import TokenizerConfig, from_dict, to_dict
+from jepa_tok.config import TokenizerConfig, differences, from_dict, to_dict
 from jepa_tok.errors import ConfigError
 
 FORMAT = "jepa-tok/1"
@@ -71,9 +71,10 @@ def resolve_pretrained(name_or_folder: str | os.PathLike[str]) -> Path:
 def tokenizer_hash(config: TokenizerConfig, tensors: Mapping[str, Tensor]) -> str:
     """First 16 hex digits of the SHA-256 over the config and each tensor's name, dtype, shape and bytes.
 
-    The device plays no part. Weights cast to another dtype are another tokenizer.
+    The device plays no part. Weights cast to another dtype are another tokenizer. Of the config only what differs from the
+    defaults counts, so that a field that a later version adds leaves the names of earlier tokenizers as they are.
     """
-    digest = hashlib.sha256(json.dumps(to_dict(config), sort_keys=True, separators=(",", ":")).encode())
+    digest = hashlib.sha256(json.dumps(differences(config), sort_keys=True, separators=(",", ":")).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"\n{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
