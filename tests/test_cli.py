@@ -16,7 +16,7 @@ import torch
 from jepa_tok import SpeechTokenizer, load_audio
 from jepa_tok.cli import main
 from jepa_tok.cli.main import VERBS
-from jepa_tok.corpus import TokenRow, read_metadata, read_shards, write_shard
+from jepa_tok.corpus import TokenRow, content_hash, read_metadata, read_shards, write_shard
 
 
 @pytest.fixture
@@ -166,9 +166,13 @@ def test_encode_then_decode(jepa_tok, folder, tokenizer, clips, tmp_path):
 
 def test_encode_to_a_folder(jepa_tok, folder, clips, tmp_path):
     assert jepa_tok("encode", clips[0], "-o", tmp_path / "x", "--tokenizer", folder)[0] == 0
-    assert [p.name for p in (tmp_path / "x").iterdir()] == ["tokens-00000.parquet"]
-    again = jepa_tok("encode", clips[0], "-o", tmp_path / "x", "--tokenizer", folder)
-    assert_error(again, "exists already", "--overwrite")
+    (shard,) = (tmp_path / "x").iterdir()
+    assert shard.name == f"tokens-00000.{content_hash(shard)}.parquet"
+    again = jepa_tok("encode", clips[1], "-o", tmp_path / "x", "--tokenizer", folder)
+    assert_error(again, "holds token shards already", "--overwrite")
+    assert jepa_tok("encode", clips[1], "-o", tmp_path / "x", "--overwrite", "--tokenizer", folder)[0] == 0
+    (new,) = (tmp_path / "x").iterdir()
+    assert new.name != shard.name
 
 
 def test_encode_writes_all_or_nothing(jepa_tok, folder, clips, tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +21,15 @@ from jepa_tok.corpus import (
     TokenRow,
     TokenShardWriter,
     column_types,
+    content_hash,
+    find_shards,
+    list_shards,
     read_metadata,
     read_shards,
+    write_numbered_shard,
     write_shard,
 )
+from jepa_tok.corpus.shards import named_hash
 from jepa_tok.errors import CorpusError
 
 SIZES = (64, 64, 16)
@@ -93,7 +100,7 @@ def test_others_read_it_as_it_is(tmp_path):
             r = row(f"u{i}", frames=i + 1, seed=i, speaker="ann")
             writer.add(r.id, METADATA.tokens(r), **r.info)
     files = sorted(tmp_path.iterdir())
-    assert [f.name for f in files] == ["tokens-00000.parquet", "tokens-00001.parquet", "tokens-00002.parquet"]
+    assert [f.name for f in files] == [f"tokens-{i:05d}.{content_hash(f)}.parquet" for i, f in enumerate(files)]
     table = pyarrow.dataset.dataset(files).to_table()
     assert table.schema.field("tokens").type == pa.list_(pa.uint16())
     assert table.schema.field("n_frames").type == pa.int32() and table.schema.field("n_samples").type == pa.int64()
@@ -109,6 +116,53 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         write_shard(tmp_path / name, [row(seed=3, text="x"), row("b", 7, 1)], METADATA)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_name_tells_content(tmp_path):
+    first = write_numbered_shard(tmp_path / "a", 7, [row()], METADATA)
+    assert write_numbered_shard(tmp_path / "b", 7, [row()], METADATA).name == first.name
+    assert write_numbered_shard(tmp_path / "a", 7, [row()], METADATA) == first  # made twice: one file
+    assert list_shards(tmp_path / "a") == {7: first}
+    assert named_hash(first) == content_hash(first) and named_hash("tokens-00007.parquet") is None
+    data = bytearray(first.read_bytes())
+    data[len(data) // 2] ^= 1
+    first.write_bytes(data)
+    assert named_hash(first) != content_hash(first)
+
+
+def test_two_results_under_one_number_are_refused(tmp_path):
+    a, b = (write_numbered_shard(tmp_path, 3, [row(id)], METADATA) for id in "ab")
+    for look in (list_shards, find_shards):
+        with pytest.raises(CorpusError, match="shard 3 is both") as e:
+            look(tmp_path)
+        assert a.name in str(e.value) and b.name in str(e.value) and "delete both" in str(e.value)
+
+
+def test_shards_are_in_order_of_their_numbers(tmp_path):
+    for index in (100_000, 99_999, 2):
+        write_numbered_shard(tmp_path, index, [row(str(index))], METADATA)
+    assert [r.id for r in read_shards(tmp_path)] == ["2", "99999", "100000"]
+
+
+def test_folders_may_be_urls():
+    url = "memory://test_shards/tokens"
+    with TokenShardWriter(url, METADATA, rows_per_shard=2) as writer:
+        for i in range(3):
+            writer.add(f"u{i}", METADATA.tokens(row(seed=i)))
+    shards = find_shards(url)
+    assert len(shards) == 2 and [named_hash(s) for s in shards] == [content_hash(s) for s in shards]
+    assert [(r.id, r.ids.tolist()) for r in read_shards(url)] == [(f"u{i}", row(seed=i).ids.tolist()) for i in range(3)]
+    assert read_metadata(shards[0]) == METADATA
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CorpusError, match="cannot be written: No space left on device; .* goes on"):
+        write_numbered_shard(tmp_path, 0, [row()], METADATA)
+    assert not list(tmp_path.iterdir())
 
 
 def test_wide_vocabularies_get_wide_columns(tmp_path):

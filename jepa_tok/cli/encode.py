@@ -31,7 +31,7 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="audio: wav, flac, ogg, opus, mp3, ...")
     parser.add_argument(
-        "-o", "--out", metavar="OUT", type=Path, required=True, help="a .parquet file, or a folder that gets tokens-00000.parquet"
+        "-o", "--out", metavar="OUT", type=Path, required=True, help="a .parquet file, or a folder, which gets one shard"
     )  # fmt: skip
     add_batch_option(parser)
     add_overwrite_option(parser)
@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from jepa_tok.corpus.encode import encode_utterances
     from jepa_tok.corpus.manifest import Unique, Utterance
     from jepa_tok.corpus.schema import ShardMetadata, TokenRow
-    from jepa_tok.corpus.shards import CORPUS_FILE, shard_path, write_shard
+    from jepa_tok.corpus.shards import CORPUS_FILE, list_shards, write_numbered_shard, write_shard
     from jepa_tok.errors import AudioError
 
-    out = args.out
+    out, old = args.out, []
     if out.suffix == ".parquet":
         check_output(out, args.overwrite)
     elif out.suffix in OTHER_FORMATS or (out.exists() and not out.is_dir()):
@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
     elif (out / CORPUS_FILE).exists():
         raise CorpusError(f"{out}: the folder holds a tokenized corpus; take another.")
     else:
-        out = shard_path(out, 0)
-        if out.exists():
-            check_output(out, args.overwrite)
+        old = list(list_shards(out).values())
+        if old and not args.overwrite:
+            raise CorpusError(f"{out}: the folder holds token shards already; take another, or --overwrite them.")
     ids = Unique()
     utterances = [Utterance(ids.check(f.stem, str(f)), str(f)) for f in args.files]
 
@@ -72,7 +72,14 @@ def run(args: argparse.Namespace) -> int:
                 raise result
             rows[at] = TokenRow(utterances[at].id, result.ids, result.num_samples)
             bar.update()
-    write_shard(out, [rows[at] for at in range(len(utterances))], metadata)
+    in_order = [rows[at] for at in range(len(utterances))]
+    if out.suffix == ".parquet":
+        write_shard(out, in_order, metadata)
+    else:
+        out = write_numbered_shard(out, 0, in_order, metadata)
+        for path in old:
+            if path != out:
+                path.unlink()
 
     seconds = sum(r.num_samples for r in rows.values()) / tokenizer.sample_rate
     frames = sum(len(r.ids) for r in rows.values())

@@ -7,10 +7,12 @@ from jepa_tok.corpus.manifest import Utterance, check_corpus, filter_corpus, rea
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow, column_types
 from jepa_tok.corpus.shards import (
     TokenShardWriter,
+    content_hash,
     find_shards,
+    list_shards,
     read_metadata,
     read_shards,
-    shard_path,
+    write_numbered_shard,
     write_shard,
 )
 from jepa_tok.corpus.tokenize import CorpusRun, TokenizeSummary, tokenize_corpus
@@ -24,14 +26,16 @@ __all__ = [
     "Utterance",
     "check_corpus",
     "column_types",
+    "content_hash",
     "encode_utterances",
     "filter_corpus",
     "find_shards",
+    "list_shards",
     "read_corpus",
     "read_metadata",
     "read_shards",
-    "shard_path",
     "tokenize_corpus",
     "write_manifest",
+    "write_numbered_shard",
     "write_shard",
 ]

@@ -1,6 +1,9 @@
-"""Token shards: parquet files that pyarrow, polars, pandas and `datasets` read as they are.
+"""Token shards: parquet files that pyarrow, polars, pandas, `datasets` and fairseq2 read as they are.
 
     T frames   G tokens of a frame   one row an utterance
+
+A folder's shards are named by number and content, `tokens-00000.0123456789abcdef.parquet`: the 16 hex digits begin the
+SHA-256 of the file's bytes, so that a damaged shard contradicts its name, and what is made twice has one name.
 
 | column     | type                | what                                                                              |
 |------------|---------------------|-----------------------------------------------------------------------------------|
@@ -14,13 +17,17 @@
 
 The schema's metadata has the key `jepa_tok`: JSON with format, hash of the tokenizer, num_groups, vocab_sizes, radices,
 group_size, frame_rate and sample_rate. Shards hold no dates and no speeds: the same corpus
-gives the same bytes.
+gives the same bytes (with the same pyarrow).
+
+Folders and files may be URLs that fsspec knows (see jepa_tok.files).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from jepa_tok.corpus.schema import RESERVED, ShardMetadata, TokenRow, column_types, from_table, to_table
 from jepa_tok.errors import CorpusError
+from jepa_tok.files import as_path, atomic_writer, is_url
 
 if TYPE_CHECKING:
     from jepa_tok.tokens import Tokens
@@ -35,13 +43,11 @@ if TYPE_CHECKING:
 CORPUS_FILE = "corpus.json"
 CORPUS_FORMAT = "jepa-tok-corpus/1"
 
+_HASH_DIGITS = 16
+_NAME = re.compile(rf"tokens-([0-9]{{5,}})\.([0-9a-f]{{{_HASH_DIGITS}}})\.parquet")
+
 
 # Writing --------------------------------------------------------------------------------------------------------------
-
-
-def shard_path(folder: str | os.PathLike[str], index: int) -> Path:
-    """Path of shard `index`."""
-    return Path(folder) / f"tokens-{index:05d}.parquet"
 
 
 def write_shard(
@@ -49,30 +55,57 @@ def write_shard(
     rows: Sequence[TokenRow],
     metadata: ShardMetadata,
     columns: Mapping[str, str] | None = None,
-) -> None:
-    """Writes one shard, whole or not at all: to `path`.tmp, synced, then renamed.
+) -> Path:
+    """Writes one shard to the file `path`, whole or not at all, and returns it.
 
     `columns` are the types of the columns carried through, by default those of these rows. Raises CorpusError for a row
-    that `read_shards` would refuse.
+    that `read_shards` would refuse, and where the file cannot be written.
     """
+    return _write(as_path(path), _encode(rows, metadata, columns, str(path)))
+
+
+def write_numbered_shard(
+    folder: str | os.PathLike[str],
+    index: int,
+    rows: Sequence[TokenRow],
+    metadata: ShardMetadata,
+    columns: Mapping[str, str] | None = None,
+) -> Path:
+    """As `write_shard`, to shard `index` of `folder`, named by its content; returns the file."""
+    data = _encode(rows, metadata, columns, f"{folder}, shard {index}")
+    return _write(as_path(folder) / f"tokens-{index:05d}.{_digits(hashlib.sha256(data))}.parquet", data)
+
+
+def _encode(
+    rows: Sequence[TokenRow], metadata: ShardMetadata, columns: Mapping[str, str] | None, name: str
+) -> memoryview:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = Path(path)
     columns = column_types(row.info for row in rows) if columns is None else columns
-    table = to_table(rows, metadata, columns, str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        # A dictionary only costs where nearly all values differ.
-        repeated = [name for name, kind in columns.items() if kind == "string"]
-        pq.write_table(table, file, compression="zstd", use_dictionary=repeated)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    table = to_table(rows, metadata, columns, name)
+    # A dictionary only costs where nearly all values differ.
+    repeated = [column for column, kind in columns.items() if kind == "string"]
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=repeated)
+    return memoryview(buffer.getvalue())
+
+
+def _write(path: Path, data: memoryview) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_writer(path) as file:
+            file.write(data)
+    except OSError as e:
+        reason = e.strerror or _one_line(e)
+        raise CorpusError(
+            f"{path}: the shard cannot be written: {reason}; mend that and run the same command again, it goes on."
+        ) from None
+    return path
 
 
 class TokenShardWriter:
-    """Writes rows into `tokens-00000.parquet`, `tokens-00001.parquet`, ... of a folder; a context manager.
+    """Writes rows into the numbered shards of a folder; a context manager.
 
         with TokenShardWriter("out", tokenizer) as writer:
             writer.add("utt1", tokenizer.encode(wave, sample_rate=16000), speaker="ann")
@@ -89,7 +122,7 @@ class TokenShardWriter:
         rows_per_shard: int = 500,
         columns: Mapping[str, str] | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self.metadata = tokenizer if isinstance(tokenizer, ShardMetadata) else ShardMetadata.of(tokenizer)
         self.rows_per_shard = rows_per_shard
         self.columns = columns
@@ -119,7 +152,7 @@ class TokenShardWriter:
         if self._rows:
             if self.columns is None:
                 self.columns = column_types(row.info for row in self._rows)
-            write_shard(shard_path(self.folder, self.num_shards), self._rows, self.metadata, self.columns)
+            write_numbered_shard(self.folder, self.num_shards, self._rows, self.metadata, self.columns)
             self.num_shards += 1
             self._rows = []
 
@@ -139,14 +172,17 @@ class TokenShardWriter:
 def find_shards(path: str | os.PathLike[str]) -> list[Path]:
     """The shard files of a folder in order, or the one file that `path` is.
 
-    Raises CorpusError where there are none, or where the folder's corpus.json says that more are to come.
+    Raises CorpusError where there are none, where two have one number, or where the folder's corpus.json says that more
+    are to come.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise CorpusError(f"{path}: no such file or folder.")
-    shards = sorted(path.glob("tokens-*.parquet"))
+    numbered = list_shards(path)
+    others = sorted(file for file in path.glob("tokens-*.parquet") if not _NAME.fullmatch(file.name))
+    shards = [*numbered.values(), *others]
     if (path / CORPUS_FILE).exists():
         state = read_state(path)
         if state["state"] != "done" or state["num_shards"] != len(shards):
@@ -158,9 +194,45 @@ def find_shards(path: str | os.PathLike[str]) -> list[Path]:
     return shards
 
 
+def list_shards(folder: str | os.PathLike[str]) -> dict[int, Path]:
+    """The shards of a folder that are named by number and content, in order of their numbers.
+
+    Raises CorpusError where two files have one number: two machines made it, and not with the same result.
+    """
+    found: dict[int, Path] = {}
+    for path in as_path(folder).glob("tokens-*.parquet"):
+        if match := _NAME.fullmatch(path.name):
+            other = found.setdefault(int(match[1]), path)
+            if other != path:
+                raise CorpusError(
+                    f"{path.parent}: each shard must be one file, but shard {int(match[1])} is both {min(path.name, other.name)} and "
+                    f"{max(path.name, other.name)}; delete both and run `jepa-tok tokenize` again to make it anew."
+                )
+    return dict(sorted(found.items()))
+
+
+def content_hash(path: str | os.PathLike[str]) -> str:
+    """The 16 hex digits that the bytes of the file `path` earn it, as they stand in a shard's name."""
+    sha = hashlib.sha256()
+    with as_path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return _digits(sha)
+
+
+def named_hash(path: str | os.PathLike[str]) -> str | None:
+    """The content hash in the name of a shard; None where the file is not named by number and content."""
+    match = _NAME.fullmatch(as_path(path).name)
+    return match[2] if match else None
+
+
+def _digits(sha: Any) -> str:
+    return sha.hexdigest()[:_HASH_DIGITS]
+
+
 def read_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The corpus.json of a tokenized corpus: `state` is `running` or `done`; raises CorpusError where it is broken."""
-    path = Path(folder) / CORPUS_FILE
+    path = as_path(folder) / CORPUS_FILE
     try:
         state = json.loads(path.read_bytes())
         if state["format"] != CORPUS_FORMAT:
@@ -214,7 +286,7 @@ def open_shard(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path.open("rb") if is_url(path) else path)
     except (pa.ArrowException, OSError) as e:
         raise CorpusError(
             f"{path}: not a readable parquet file: {_one_line(e)}; delete it and run `jepa-tok tokenize` again to make it anew."

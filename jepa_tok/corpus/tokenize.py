@@ -35,8 +35,8 @@ from jepa_tok.corpus.shards import (
     open_shard,
     read_metadata,
     read_state,
-    shard_path,
-    write_shard,
+    list_shards,
+    write_numbered_shard,
 )
 from jepa_tok.errors import AudioError, CorpusError
 
@@ -176,9 +176,9 @@ class CorpusRun:
 
     def pending(self, retry_skipped: bool = False) -> list[int]:
         """Indices of the shards still to be made; `retry_skipped` adds those in which files were skipped."""
-        missing = []
+        missing, there = [], list_shards(self.out)
         for index in range(self.num_shards):
-            if not shard_path(self.out, index).exists() or (self._shard_skips(index) and retry_skipped):
+            if index not in there or (retry_skipped and self._shard_skips(index, there[index])):
                 missing.append(index)
         return missing
 
@@ -228,8 +228,11 @@ class CorpusRun:
                     )
                 skipped = [{"id": members[at].id, "reason": skips[at]} for at in sorted(skips)]
                 extra = {**self.metadata.extra, "shard": index, "skipped": skipped}
-                write_shard(
-                    shard_path(self.out, index),
+                for old in self.out.glob(f"tokens-{index:05d}.*.parquet"):
+                    old.unlink()
+                write_numbered_shard(
+                    self.out,
+                    index,
                     [row for row in rows if row is not None],
                     dataclasses.replace(self.metadata, extra=extra),
                     self.columns,
@@ -243,13 +246,14 @@ class CorpusRun:
         written = frames = samples = 0
         skipped: list[dict[str, str]] = []
         paths = {u.id: u.path for u in self.utterances}
+        there = list_shards(self.out)
         for index in range(self.num_shards):
-            path = shard_path(self.out, index)
-            if not path.exists():
+            path = there.get(index)
+            if path is None:
                 raise CorpusError(
-                    f"{path}: the shard must be there at the end, but is missing; rerun the tokenization."
+                    f"{self.out}: shard {index} must be there at the end, but is missing; rerun the tokenization."
                 )
-            skips = self._shard_skips(index)
+            skips = self._shard_skips(index, path)
             table = open_shard(path).read(columns=["n_frames", "n_samples"])
             if table.num_rows + len(skips) != len(self._members(index)):
                 raise CorpusError(f"{path}: the shard does not account for all its utterances; delete it and rerun.")
@@ -258,8 +262,8 @@ class CorpusRun:
             samples += pc.sum(table.column("n_samples")).as_py() or 0
             skipped += [{"id": s["id"], "path": paths[s["id"]], "reason": s["reason"]} for s in skips]
         if not written:
-            for index in range(self.num_shards):
-                shard_path(self.out, index).unlink()
+            for path in there.values():
+                path.unlink()
             (self.out / CORPUS_FILE).unlink()
             with contextlib.suppress(OSError):  # other files may be in it
                 self.out.rmdir()
@@ -314,9 +318,8 @@ class CorpusRun:
     def _fingerprint(self) -> dict[str, Any]:
         return {"hash": self.metadata.hash, "corpus": self.digest, "rows_per_shard": self.rows_per_shard}
 
-    def _shard_skips(self, index: int) -> list[dict[str, str]]:
+    def _shard_skips(self, index: int, path: Path) -> list[dict[str, str]]:
         # Of a shard that is there; raises CorpusError if it is not one of this run.
-        path = shard_path(self.out, index)
         found = read_metadata(path)
         if found != self.metadata or found.extra.get("corpus") != self.digest or found.extra.get("shard") != index:
             raise CorpusError(f"{path}: the shard is of another corpus or tokenizer; delete it and rerun.")
