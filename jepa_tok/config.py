@@ -268,8 +268,11 @@ class WindowConfig:
                 "window `context` must be at least a frame, and `seconds` longer than twice that, "
                 f"but they are {self.context} and {self.seconds} s at {frame_rate:g} frames a second instead."
             )
-        if not 0 <= self.fade <= 2 * context / frame_rate:
-            raise ConfigError(f"window `fade` must lie in 0 to twice `context`, but is {self.fade} s instead.")
+        longest = min(2 * context, window - 2 * context) / frame_rate
+        if not 0 <= self.fade <= longest:
+            raise ConfigError(
+                f"window `fade` must lie in 0 to {longest:g} s, so that fades do not meet, but is {self.fade} instead."
+            )
 
 
 @dataclass(kw_only=True)

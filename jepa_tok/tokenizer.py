@@ -7,7 +7,7 @@ decode: ids -> codes -> values -> generator -> T * 9600 samples, cut to the S th
 
 The same clip gives the same ids whatever else is in the call: clips run one at a time unless `batch_seconds` asks for
 padded batches, which hide padding from every layer but may differ in the last bit of a float, and so, once in thousands of
-frames, in an id. Whatever the caller has set (training mode, gradients, autocast, TF32), both run in evaluation and
+frames, in an id. Clips longer than a window of the config run window by window, in bounded memory (`windows`). Whatever the caller has set (training mode, gradients, autocast, TF32), both run in evaluation and
 inference mode, at the precision of the weights; quantising and packing are float32 and int64 always.
 """
 
@@ -17,24 +17,22 @@ import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from jepa_tok import hub, packing
-from jepa_tok.audio import load_audio, prepare_wave
+from jepa_tok.audio import AudioFile, prepare_wave
 from jepa_tok.config import TokenizerConfig, to_dict
 from jepa_tok.errors import AudioError, ConfigError, JepaTokError, TokenError
-from jepa_tok.inference import exact_inference, padded_batches
+from jepa_tok.inference import Heard, decode_clips, encode_clips, exact_inference, read_ahead
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.fsq import FSQ
 from jepa_tok.models.generator import Generator
 from jepa_tok.presets import tokenizer_config
 from jepa_tok.tokens import Tokens
-
-R = TypeVar("R")
 
 
 class SpeechTokenizer(nn.Module):
@@ -213,21 +211,21 @@ class SpeechTokenizer(nn.Module):
         Raises AudioError, in a list naming the clip, where `prepare_wave` or `load_audio` refuse it.
         """
 
-        def finish(z: Tensor, gates: list[Tensor]) -> Tensor:
-            return self.fsq.pack(self.fsq.quantize(z)).cpu()
+        def pack(heard: Heard) -> list[Tensor]:
+            return [self.fsq.pack(self.fsq.quantize(heard.latents))]
 
-        results, single = self._encode(wave, sample_rate, batch_seconds, finish)
+        results, single = self._encode(wave, sample_rate, batch_seconds, pack)
         quantizer, name = self.config.quantizer, self.hash
-        # Made here, outside inference mode: an embedding layer in training may take these ids.
         made = [
-            Tokens(ids, n, tuple(quantizer.radices), quantizer.group_size, self.sample_rate, name) for ids, n in results
+            Tokens(ids, n, tuple(quantizer.radices), quantizer.group_size, self.sample_rate, name)
+            for (ids,), n in results
         ]
         return made[0] if single else made
 
     def latents(self, wave: Any, sample_rate: int | None = None, *, batch_seconds: float | None = None) -> Any:
         """z before quantisation, float32 [T, D] on the CPU, of one clip or of each of a list (as `encode`)."""
-        results, single = self._encode(wave, sample_rate, batch_seconds, lambda z, gates: z.float().cpu())
-        made = [z.clone() for z, _ in results]
+        results, single = self._encode(wave, sample_rate, batch_seconds, lambda heard: [heard.latents.float()])
+        made = [z for (z,), _ in results]
         return made[0] if single else made
 
     def gates(self, wave: Any, sample_rate: int | None = None) -> Any:
@@ -235,8 +233,8 @@ class SpeechTokenizer(nn.Module):
 
         An empty list for a config without DAAM.
         """
-        results, single = self._encode(wave, sample_rate, None, lambda z, gates: [g.float().cpu() for g in gates])
-        made = [[g.clone() for g in gates] for gates, _ in results]
+        results, single = self._encode(wave, sample_rate, None, lambda heard: [g.float() for g in heard.gates])
+        made = [gates for gates, _ in results]
         return made[0] if single else made
 
     def _encode(
@@ -244,39 +242,47 @@ class SpeechTokenizer(nn.Module):
         wave: Any,
         sample_rate: int | None,
         batch_seconds: float | None,
-        finish: Callable[[Tensor, list[Tensor]], R],
-    ) -> tuple[list[tuple[R, int]], bool]:
-        """Runs the encoder; `finish` turns z [T, D] and the gates of each clip into what is kept, beside its samples."""
+        finish: Callable[[Heard], list[Tensor]],
+    ) -> tuple[list[tuple[list[Tensor], int]], bool]:
+        """Runs the encoder; `finish` makes what is kept of a run of frames. Per clip: that, end to end, and its samples."""
         clips, single = self._clips(wave, sample_rate)
-        results: dict[int, tuple[R, int]] = {}
+        runs: dict[int, dict[int, list[Tensor]]] = {}
+        samples: dict[int, int] = {}
         with exact_inference(self, self.device):
-            for batch in padded_batches(enumerate(clips), batch_seconds, self.sample_rate):
-                lengths = torch.tensor([w.shape[0] for _, w in batch], device=self.device)
-                padded = nn.utils.rnn.pad_sequence([w for _, w in batch], batch_first=True).to(self.device)  # [B, S]
-                out = self.encoder(padded, lengths, return_gates=True)
-                for i, (index, w) in enumerate(batch):
-                    z = out.latents[i, : self.num_frames(w.shape[0])]
-                    if not bool(z.isfinite().all()):
-                        raise JepaTokError(
-                            f"{_name(index, single)} must have finite latents, but the encoder in {_dtype(self.dtype)} gave others; "
-                            "try float32, or look for a training run that diverged."
-                        )
-                    results[index] = (finish(z, [g[i] for g in out.gates or []]), w.shape[0])
-        return [results[i] for i in range(len(results))], single
+            for heard in encode_clips(self.encoder, clips, self.config.window, batch_seconds):
+                if not bool(heard.latents.isfinite().all()):
+                    raise JepaTokError(
+                        f"{_name(heard.clip, single)} must have finite latents, but the encoder in {_dtype(self.dtype)} gave others; "
+                        "try float32, or look for a training run that diverged."
+                    )
+                runs.setdefault(heard.clip, {})[heard.first] = [x.cpu() for x in finish(heard)]
+                samples[heard.clip] = max(heard.samples, samples.get(heard.clip, 0))
+        # Joined here, outside inference mode: an embedding layer in training may take these tensors.
+        made = []
+        for clip in range(len(runs)):
+            parts = [runs[clip][first] for first in sorted(runs[clip])]
+            made.append(([torch.cat(part) for part in zip(*parts)], samples[clip]))
+        return made, single
 
-    def _clips(self, wave: Any, sample_rate: int | None) -> tuple[Iterator[Tensor], bool]:
-        """The clips of a call, prepared one by one as they are taken, and whether it was one alone."""
+    def _clips(self, wave: Any, sample_rate: int | None) -> tuple[Iterator[Iterable[Tensor]], bool]:
+        """The clips of a call as blocks of samples, prepared as they are taken, and whether it was one alone."""
         rate = self.sample_rate if sample_rate is None else sample_rate
         single = not isinstance(wave, (list, tuple)) or (len(wave) > 0 and isinstance(wave[0], (int, float, np.number)))
         if single and isinstance(wave, (Iterator, Mapping, set)):
             raise AudioError(f"audio must be one clip or a list of clips, but is {type(wave).__name__} instead.")
 
-        def prepare(index: int, clip: Any) -> Tensor:
+        def prepare(index: int, clip: Any) -> Iterable[Tensor]:
             if isinstance(clip, (str, os.PathLike)):
-                if sample_rate is not None:
-                    raise AudioError(f"'{os.fspath(clip)}' knows its sample rate; leave `sample_rate` out for files.")
-                return load_audio(clip, self.sample_rate)
-            return prepare_wave(clip, rate, self.sample_rate, name=_name(index, single))
+                clip = AudioFile(clip, self.sample_rate)
+            if not isinstance(clip, AudioFile):
+                return [prepare_wave(clip, rate, self.sample_rate, name=_name(index, single))]
+            if sample_rate is not None:
+                raise AudioError(f"'{clip.name}' knows its sample rate; leave `sample_rate` out for files.")
+            if clip.sample_rate != self.sample_rate:
+                raise AudioError(
+                    f"'{clip.name}' must be read at {self.sample_rate} Hz, but is at {clip.sample_rate} instead."
+                )
+            return read_ahead(clip)
 
         return (prepare(i, clip) for i, clip in enumerate([wave] if single else wave)), single
 
@@ -299,27 +305,47 @@ class SpeechTokenizer(nn.Module):
                 f"`tokens` must be Tokens or a list of them, but is {type(tokens).__name__} instead; `tokenizer.tokens(ids)` makes them of bare ids."
             )
         clips: list[Any] = [tokens] if single else list(tokens)
-        for index, clip in enumerate(clips):
-            self._check_tokens(clip, "tokens" if single else f"tokens {index} of the list", check)
-        results: dict[int, Tensor] = {}
-        with exact_inference(self, self.device):
-            for batch in padded_batches(enumerate(clip.ids for clip in clips), batch_seconds, self.frame_rate):
-                lengths = torch.tensor([ids.shape[0] for _, ids in batch], device=self.device)
-                padded = nn.utils.rnn.pad_sequence([ids for _, ids in batch], batch_first=True).to(
-                    self.device
-                )  # [B, T, G]
-                waves = self.generator(self.fsq.dequantize(self.fsq.unpack(padded)), lengths)  # [B, T * hop]
-                for i, (index, _) in enumerate(batch):
-                    results[index] = waves[i, : clips[index].num_samples].float().cpu()
-                    if not bool(results[index].isfinite().all()):
-                        raise JepaTokError(
-                            f"{'tokens' if single else f'tokens {index} of the list'} must decode to finite audio, but the generator in "
-                            f"{_dtype(self.dtype)} gave others; try float32, or look for a training run that diverged."
-                        )
-        made = [
-            results[i].clone() for i in range(len(clips))
-        ]  # outside inference mode: ordinary tensors, of their own memory
+        names = ["tokens" if single else f"tokens {index} of the list" for index in range(len(clips))]
+        for name, clip in zip(names, clips):
+            self._check_tokens(clip, name, check)
+        blocks: list[list[Tensor]] = [[] for _ in clips]
+        for index, block in self._decode(clips, names, batch_seconds):
+            blocks[index].append(block)
+        made = [torch.cat(parts) for parts in blocks]
         return made[0] if single else made
+
+    def decode_blocks(
+        self, tokens: Tokens, *, check: bool = True, batch_seconds: float | None = None
+    ) -> Iterator[Tensor]:
+        """As `decode` of one clip, but its samples come in blocks [s] as they are made: an hour needs no more memory than a minute.
+
+        save_audio("long.wav", tokenizer.decode_blocks(tokens))
+        """
+        self._check_tokens(tokens, "tokens", check)
+        return (block for _, block in self._decode([tokens], ["tokens"], batch_seconds))
+
+    def _decode(
+        self, clips: list[Tokens], names: list[str], batch_seconds: float | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Runs the generator: (index of a clip, its next samples), each clip's in order and num_samples in all."""
+        left = [clip.num_samples for clip in clips]
+
+        def values(ids: Tensor) -> Tensor:
+            return self.fsq.dequantize(self.fsq.unpack(ids))
+
+        made = decode_clips(self.generator, (clip.ids for clip in clips), values, self.config.window, batch_seconds)
+        while True:
+            with exact_inference(self, self.device):  # left before a block is handed out
+                index, block = next(made, (-1, torch.zeros(0)))
+            if index < 0:
+                return
+            if not bool(block.isfinite().all()):
+                raise JepaTokError(
+                    f"{names[index]} must decode to finite audio, but the generator in {_dtype(self.dtype)} gave others; "
+                    "try float32, or look for a training run that diverged."
+                )
+            yield index, block[: left[index]].clone()  # an ordinary tensor, of its own memory
+            left[index] -= block.shape[0]
 
     def _check_tokens(self, tokens: Any, name: str, check: bool) -> None:
         """Raises TokenError where `tokens` cannot be decoded here."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Window:
     """Frames [start, start + size) of a clip are heard, of which [first, last) are given."""
 
@@ -73,29 +73,39 @@ def cut_samples(blocks: Iterable[Tensor], size: int, context: int, hop: int) -> 
 
 
 class Joiner:
-    """Joins the waveforms of a clip's windows, given in order, with a linear cross-fade where two meet."""
+    """Joins the waveforms of a clip's windows, with a linear cross-fade where two meet."""
 
     def __init__(self, hop: int, fade: int) -> None:
-        """`fade`: samples of the cross-fade, at most twice the windows' context."""
+        """`fade`: samples of the cross-fade, at most twice the windows' context, and what a window gives."""
         self.hop, self.before = hop, fade // 2
         self.fade = 2 * self.before
-        self._end = 0  # samples of the clip that are joined
-        self._tail: Tensor | None = None  # [fade], what the last window says of the cross-fade's samples
+        self._waiting: dict[int, tuple[Window, Tensor]] = {}
+        self._next = 0  # index of the window that is due
+        self._end = 0  # samples of the clip that are settled
+        self._tail: Tensor | None = None  # [fade], what the last window says of the samples after those
 
-    def add(self, window: Window, wave: Tensor) -> Tensor:
-        """The samples that are settled by the next window's wave [size * hop]; the last window settles all."""
+    def add(self, window: Window, wave: Tensor) -> Iterator[Tensor]:
+        """Takes a window's wave [size * hop], in any order; gives what is settled of the clip by it, in order."""
+        self._waiting[window.index] = window, wave
+        while self._next in self._waiting:
+            yield self._join(*self._waiting.pop(self._next))
+            self._next += 1
+
+    @property
+    def done(self) -> bool:
+        """Whether the clip's last window has been joined."""
+        return self._tail is None and self._next > 0
+
+    def _join(self, window: Window, wave: Tensor) -> Tensor:
         offset = window.start * self.hop
         start = self._end - offset
-        if self._tail is None:
-            head = wave[:0]
-        else:
+        head = wave[:0]
+        if self._tail is not None:
             weight = (torch.arange(self.fade, dtype=wave.dtype, device=wave.device) + 0.5) / max(self.fade, 1)
-            mine = wave[start : start + self.fade]
-            head = self._tail + weight * (mine - self._tail)
+            head = self._tail + weight * (wave[start : start + self.fade] - self._tail)
             start += self.fade
-        if window.last == window.start + window.size:  # the clip's last
-            self._tail, end = None, wave.shape[0]
-        else:
+        self._tail, end = None, wave.shape[0]
+        if window.last < window.start + window.size:  # not the clip's last
             end = window.last * self.hop - offset - self.before
             self._tail = wave[end : end + self.fade]
         self._end = offset + end

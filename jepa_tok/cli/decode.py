@@ -62,7 +62,11 @@ def run(args: argparse.Namespace) -> int:
 
     def flush() -> None:
         tokens = [metadata.tokens(row) for row in group]
-        for row, wave in zip(group, tokenizer.decode(tokens, batch_seconds=args.batch_seconds), strict=True):
+        if len(tokens) == 1:  # perhaps of hours: written as it is made
+            waves: list[Any] = [tokenizer.decode_blocks(tokens[0], batch_seconds=args.batch_seconds)]
+        else:
+            waves = tokenizer.decode(tokens, batch_seconds=args.batch_seconds)
+        for row, wave in zip(group, waves, strict=True):
             targets[row.id].parent.mkdir(parents=True, exist_ok=True)
             save_audio(targets[row.id], wave, metadata.sample_rate)
             bar.update()

@@ -26,18 +26,16 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Encodes, decodes, writes."""
-    from jepa_tok.audio import load_audio, save_audio
+    from jepa_tok.audio import AudioFile, save_audio
     from jepa_tok.errors import AudioError
 
     check_output(args.output, args.overwrite)
     if args.output.suffix.lower() not in (".wav", ".flac"):
         raise AudioError(f"'{args.output}' must end in .wav or .flac, but ends in '{args.output.suffix}' instead.")
-    wave = load_audio(args.input)  # before the model: a bad path answers at once
+    next(iter(AudioFile(args.input)))  # before the model: a bad path answers at once
     tokenizer = load_tokenizer(args)
-    if tokenizer.sample_rate != 24_000:
-        wave = load_audio(args.input, tokenizer.sample_rate)
-    tokens = tokenizer.encode(wave, sample_rate=tokenizer.sample_rate)
-    save_audio(args.output, tokenizer.decode(tokens), tokenizer.sample_rate)
+    tokens = tokenizer.encode(args.input)
+    save_audio(args.output, tokenizer.decode_blocks(tokens), tokenizer.sample_rate)
     seconds = tokens.num_samples / tokenizer.sample_rate
     print(
         f"{args.output}: {duration(seconds)}, {len(tokens)} frames, {tokens.ids.numel()} tokens "
