@@ -160,7 +160,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CorpusError, match="cannot be written: No space left on device; .* goes on"):
+    with pytest.raises(CorpusError, match=r"cannot be written: No space left on device; .* goes on"):
         write_numbered_shard(tmp_path, 0, [row()], METADATA)
     assert not list(tmp_path.iterdir())
 

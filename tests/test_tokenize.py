@@ -286,7 +286,8 @@ def test_a_foreign_shard_is_noticed(whole, tmp_path):
     manifest, _, _ = whole
     tokenize_corpus(manifest, tmp_path, Counter(), rows_per_shard=2)
     shards = list_shards(tmp_path)
-    shards[1].write_bytes(shards[2].read_bytes())
+    shards[1].unlink()
+    shards[2].rename(tmp_path / shards[2].name.replace("00002", "00001"))
     with pytest.raises(CorpusError, match=r"tokens-00001\..*: the shard is of another"):
         tokenize_corpus(manifest, tmp_path, Counter(), rows_per_shard=2)
 
@@ -307,11 +308,13 @@ def test_shards_shared_out_among_ranks(whole, tmp_path):
     runs = [CorpusRun(manifest, tmp_path, Counter(), rows_per_shard=2) for _ in range(3)]
     runs[0].start()
     shares = [run.pending()[rank::3] for rank, run in enumerate(runs)]
-    runs[1].tokenize(shares[1])
+    for index in shares[1]:
+        runs[1].make(index)
     with pytest.raises(CorpusError, match="missing"):
         runs[0].finish()
     for rank in (2, 0):
-        runs[rank].tokenize(shares[rank])
+        for index in shares[rank]:
+            runs[rank].make(index)
     assert runs[0].finish().written == 9
     assert contents(tmp_path) == expected
 

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from jepa_tok.corpus import read_corpus, tokenize_corpus
-    from jepa_tok.corpus.tokenize import SKIPPED_FILE
+    from jepa_tok.corpus.run import SKIPPED_FILE
 
     utterances = read_corpus(args.source, where=args.where)  # before the model: a bad manifest answers at once
     summary = tokenize_corpus(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jepa_tok.corpus.encode import encode_utterances
 from jepa_tok.corpus.manifest import Utterance, check_corpus, filter_corpus, read_corpus, write_manifest
+from jepa_tok.corpus.run import CorpusRun, TokenizeSummary
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow, column_types
 from jepa_tok.corpus.shards import (
     TokenShardWriter,
@@ -15,7 +16,7 @@ from jepa_tok.corpus.shards import (
     write_numbered_shard,
     write_shard,
 )
-from jepa_tok.corpus.tokenize import CorpusRun, TokenizeSummary, tokenize_corpus
+from jepa_tok.corpus.tokenize import tokenize_corpus
 
 __all__ = [
     "CorpusRun",

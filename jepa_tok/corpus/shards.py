@@ -24,6 +24,7 @@ Folders and files may be URLs that fsspec knows (see jepa_tok.files).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -92,16 +93,28 @@ def _encode(
 
 
 def _write(path: Path, data: memoryview) -> Path:
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_writer(path) as file:
             file.write(data)
-    except OSError as e:
-        reason = e.strerror or _one_line(e)
-        raise CorpusError(
-            f"{path}: the shard cannot be written: {reason}; mend that and run the same command again, it goes on."
-        ) from None
     return path
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what stops writing (a full disk, no permission, a lost connection) into a CorpusError about `path`."""
+    try:
+        yield
+    except CorpusError:
+        raise
+    except Exception as e:
+        # Remote file systems raise errors of their own kinds, so for URLs all count.
+        if not (isinstance(e, OSError) or is_url(path)):
+            raise
+        reason = getattr(e, "strerror", None) or _one_line(e)
+        raise CorpusError(
+            f"{path}: cannot be written: {reason}; mend that and run the same command again, it goes on."
+        ) from None
 
 
 class TokenShardWriter:

@@ -1,4 +1,4 @@
-"""The tokenize recipe: shards dealt out to processes. All that matters is in `jepa_tok.corpus.tokenize`."""
+"""The tokenize recipe: shards dealt out to processes. All that matters is in `jepa_tok.corpus.run`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
 from typing_extensions import override
 
-from jepa_tok.corpus.tokenize import SKIPPED_FILE, CorpusRun
+from jepa_tok.corpus.run import SKIPPED_FILE, CorpusRun
 from jepa_tok.errors import JepaTokError
 from jepa_tok.tokenizer import SpeechTokenizer
 from recipes.tokenize.config import TokenizeConfig
@@ -19,7 +19,7 @@ from recipes.tokenize.config import TokenizeConfig
 
 @final
 class TokenizeRecipe(Recipe):
-    """Writes OUT/tokens-00000.parquet, ...; killed and rerun, also with another number of processes, it goes on."""
+    """Writes the shards of OUT; killed and rerun, also with another number of processes, it goes on."""
 
     def __init__(self) -> None:
         self.skipped = 0
@@ -37,6 +37,9 @@ class TokenizeRecipe(Recipe):
                 split=config.split,
                 where=config.where or None,
                 rows_per_shard=config.rows_per_shard,
+                batch_seconds=config.batch_seconds,
+                strict=config.strict,
+                retry_skipped=config.retry_skipped,
             )
         except JepaTokError as e:
             raise RecipeError(str(e)) from None
@@ -70,18 +73,15 @@ class TokenizeTask(Task):
         if root.rank == 0:
             self._corpus.start(overwrite=config.overwrite)
         root.barrier()
-        pending = self._corpus.pending(retry_skipped=config.retry_skipped or config.strict)
+        pending = self._corpus.pending()
         root.barrier()  # all have looked before the first shard appears: they deal out the same list
-        for shard in pending[root.rank :: root.size]:
+        share = pending[root.rank :: root.size]
+        for shard in share:
             if self._stop:
                 break
-            self._corpus.tokenize(
-                [shard], batch_seconds=config.batch_seconds, strict=config.strict, workers=config.workers
-            )
+            self._corpus.make(shard, config.workers)
             self._done += 1
-            log.info(
-                "Shard {} done, {} of {} of this process.", shard, self._done, len(pending[root.rank :: root.size])
-            )
+            log.info("Shard {} done, {} of {} of this process.", shard, self._done, len(share))
         root.barrier()
         if root.rank == 0 and not self._stop:
             summary = self._corpus.finish()

@@ -1,0 +1,79 @@
+"""One shard of a corpus: its utterances encoded, bad files noted, the file written. Every engine makes shards with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jepa_tok.corpus.encode import encode_utterances
+from jepa_tok.corpus.manifest import Utterance
+from jepa_tok.corpus.schema import ShardMetadata, TokenRow
+from jepa_tok.corpus.shards import write_numbered_shard
+from jepa_tok.errors import AudioError, CorpusError
+from jepa_tok.files import as_path
+
+Heard = Callable[[Utterance, float], None]
+"""Called after each utterance with its seconds of audio, 0 where it was skipped."""
+
+
+@dataclass
+class ShardMaker:
+    """What making a shard takes but its utterances; goes to other machines by pickling."""
+
+    out: str
+    """Folder of the shards, a path or a URL."""
+    source: str | None
+    """Path of the corpus, which must still be there when files are skipped; None where it has none."""
+    tokenizer: Any
+    metadata: ShardMetadata
+    columns: Mapping[str, str]
+    """Types of the columns carried through."""
+    batch_seconds: float | None = None
+    """As for `encode_utterances`."""
+    strict: bool = False
+    """Whether the first bad file is an error."""
+    replace: bool = False
+    """Whether shards are made anew though they are there."""
+
+    def make(self, index: int, members: Sequence[Utterance], workers: int = 2, heard: Heard | None = None) -> None:
+        """Writes shard `index` of these utterances, whole or not at all.
+
+        Raises CorpusError at the first bad file if `strict`, where the whole source has vanished, and where the shard
+        cannot be written.
+        """
+        rate = self.metadata.sample_rate
+        rows: list[TokenRow | None] = [None] * len(members)
+        skips: dict[int, str] = {}
+        for at, result in encode_utterances(members, self.tokenizer, self.batch_seconds, workers):
+            u, seconds = members[at], 0.0
+            if isinstance(result, AudioError):
+                if self.strict:
+                    raise CorpusError(f"utterance '{u.id}': {result}")
+                skips[at] = str(result)
+            elif result.tokenizer not in ("", self.metadata.hash):
+                raise CorpusError(f"tokens must be of tokenizer {self.metadata.hash}, but are of {result.tokenizer}.")
+            else:
+                seconds = result.num_samples / rate
+                rows[at] = TokenRow(u.id, result.ids, result.num_samples, u.info)
+            if heard is not None:
+                heard(u, seconds)
+        if skips and self.source is not None and not as_path(self.source).exists():
+            # A disk that went away is no reason to skip all that is on it.
+            raise CorpusError(
+                f"{self.source}: the corpus was there at the start, but has vanished; bring it back and run the same "
+                "command again, it goes on."
+            )
+        skipped = [{"id": members[at].id, "reason": skips[at]} for at in sorted(skips)]
+        extra = {**self.metadata.extra, "shard": index, "skipped": skipped}
+        if self.replace:
+            for old in as_path(self.out).glob(f"tokens-{index:05d}.*.parquet"):
+                old.unlink()  # before: killed in between, the shard is missing and made again, never there twice
+        write_numbered_shard(
+            self.out,
+            index,
+            [row for row in rows if row is not None],
+            dataclasses.replace(self.metadata, extra=extra),
+            self.columns,
+        )

@@ -1,0 +1,346 @@
+"""A folder of token shards in the making: what belongs where, what is still missing, what it all comes to.
+
+Which utterance belongs to which shard is settled before the first is read: shard k holds utterances k * rows_per_shard
+onwards, in the order of the manifest. A shard appears whole or not at all, and carries the list of the files that were
+skipped in it, so a run killed at any instant and started again makes the shards that are missing and nothing else, and
+the result has the same bytes as that of an uninterrupted run. `OUT/corpus.json` says what is being made of what, so that
+two corpora or two tokenizers never mix in one folder.
+
+    OUT/tokens-00000.0123456789abcdef.parquet ...   the tokens; see jepa_tok.corpus.shards
+    OUT/skipped.jsonl                               id, path and reason of every bad file and every refused row
+    OUT/corpus.json                                 state (running or done), tokenizer, counts, hours, speed, command;
+                                                    `shards`: file and rows of each, its hash being in its name
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import jepa_tok
+from jepa_tok.corpus.maker import Heard, ShardMaker
+from jepa_tok.corpus.manifest import Utterance, check_corpus, read_corpus
+from jepa_tok.corpus.schema import ShardMetadata, column_types
+from jepa_tok.corpus.shards import (
+    CORPUS_FILE,
+    CORPUS_FORMAT,
+    list_shards,
+    open_shard,
+    read_metadata,
+    read_state,
+    writing,
+)
+from jepa_tok.errors import CorpusError
+from jepa_tok.files import as_path, atomic_writer, is_url, write_text
+
+SKIPPED_FILE = "skipped.jsonl"
+
+
+@dataclass(frozen=True)
+class TokenizeSummary:
+    """What a finished run made; also what OUT/corpus.json holds, with the tokenizer's config and the shards added."""
+
+    source: str
+    out: str
+    hash: str
+    """Of the tokenizer."""
+    corpus: str
+    """Digest of the list of utterances."""
+    utterances: int
+    """In the source; written + skipped."""
+    written: int
+    skipped: int
+    """Bad files, and rows of the source that were refused."""
+    refused: int
+    """Of those, the rows that were refused."""
+    num_shards: int
+    hours: float
+    """Of audio that was written."""
+    frames: int
+    tokens: int
+    seconds: float
+    """Time of the last run that made shards (an earlier, killed one is not counted)."""
+    hours_per_second: float
+    """Audio that run tokenized, in hours, over its time."""
+    times_real_time: float
+    """The same in seconds over seconds."""
+    command: str
+    version: str
+    """Of jepa-tok."""
+
+
+class CorpusRun:
+    """`tokenize_corpus` in its steps, for those who share the shards out among processes.
+
+    Every process makes one; rank 0 calls `start`; after a barrier, each lists `pending()`; after another, each calls
+    `make` for its share of the list; after a last one, rank 0 calls `finish`. No two processes make the same shard, so
+    nothing else is shared. Raises CorpusError as `read_corpus` does. See `tokenize_corpus` for the parameters.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Sequence[Utterance],
+        out: str | os.PathLike[str],
+        tokenizer: Any,
+        *,
+        split: str | None = None,
+        where: str | Iterable[str] | None = None,
+        rows_per_shard: int = 500,
+        batch_seconds: float | None = None,
+        strict: bool = False,
+        retry_skipped: bool = False,
+        name: str = "utterances",
+    ) -> None:
+        if rows_per_shard < 1:
+            raise CorpusError(f"`rows_per_shard` must be at least 1, but is {rows_per_shard} instead.")
+        if batch_seconds is not None and not batch_seconds > 0:
+            raise CorpusError(f"`batch_seconds` must be greater than 0, but is {batch_seconds} instead.")
+        self.out, self.tokenizer = as_path(out), tokenizer
+        if isinstance(source, (str, os.PathLike)):
+            self.source, self.utterances = str(source), read_corpus(source, split=split, where=where)
+        else:
+            self.source, self.utterances = name, check_corpus(source, name, split=split, where=where)
+        self.rows_per_shard = rows_per_shard
+        self.num_shards = -(-len(self.utterances) // rows_per_shard)
+        self.columns = column_types(u.info for u in self.utterances)
+        self.digest = _digest(self.utterances)
+        self.refused: list[Any] = []
+        self.metadata = ShardMetadata.of(tokenizer, corpus=self.digest)
+        self.maker = ShardMaker(
+            out=str(self.out),
+            source=self.source if as_path(self.source).exists() else None,
+            tokenizer=tokenizer,
+            metadata=self.metadata,
+            columns=self.columns,
+            batch_seconds=batch_seconds,
+            strict=strict,
+            replace=retry_skipped or strict,
+        )
+        self._lock: int | None = None
+        self._pending: list[int] | None = None
+        self._began = 0.0
+
+    def start(self, overwrite: bool = False) -> None:
+        """Claims the folder for this corpus and tokenizer, or raises CorpusError where it belongs to others."""
+        if self.out.exists() and not self.out.is_dir():
+            raise CorpusError(f"{self.out}: the output must be a folder, but is a file.")
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._lock = None if is_url(self.out) else _lock(self.out)
+        for pattern in ("tokens-*.parquet.tmp", f"{SKIPPED_FILE}.tmp", f"{CORPUS_FILE}.tmp"):
+            for left_over in self.out.glob(pattern):
+                left_over.unlink()
+        if overwrite:
+            for old in [*self.out.glob("tokens-*.parquet"), self.out / SKIPPED_FILE, self.out / CORPUS_FILE]:
+                old.unlink(missing_ok=True)
+        given = self._fingerprint()
+        done = False
+        if (self.out / CORPUS_FILE).exists():
+            state = read_state(self.out)
+            for key, value in given.items():
+                if state.get(key, "not told") != value:
+                    raise CorpusError(
+                        f"{self.out}: the folder's `{key}` must be {value} to go on, but is {state.get(key, 'not told')}; "
+                        "take another output folder, or overwrite this one."
+                    )
+            done = state["state"] == "done"
+        elif any(self.out.glob("tokens-*.parquet")):
+            raise CorpusError(
+                f"{self.out}: the folder holds token shards but no {CORPUS_FILE} that says of what; "
+                "take another output folder, or overwrite this one."
+            )
+        if self.pending() or not done:
+            self._write_state({"state": "running", **given, "source": self.source, "num_shards": self.num_shards})
+
+    def pending(self) -> list[int]:
+        """Indices of the shards still to be made, with `retry_skipped` and `strict` also those in which files were skipped."""
+        if self._pending is None:
+            there = list_shards(self.out)
+            self._pending = [
+                k for k in range(self.num_shards) if k not in there or (self.maker.replace and self._skips(k, there[k]))
+            ]
+            self._began = time.monotonic()
+        return self._pending
+
+    def members(self, index: int) -> Sequence[Utterance]:
+        """The utterances of shard `index`."""
+        return self.utterances[index * self.rows_per_shard : (index + 1) * self.rows_per_shard]
+
+    def make(self, index: int, workers: int = 2, heard: Heard | None = None) -> None:
+        """Makes shard `index`; see `ShardMaker.make`."""
+        self.maker.make(index, self.members(index), workers, heard)
+
+    def finish(self, command: str | None = None) -> TokenizeSummary:
+        """Counts what the shards hold, writes skipped.jsonl and corpus.json; raises CorpusError where one is missing.
+
+        A corpus that was finished before, and in which nothing was pending, is left as it is.
+        """
+        if not self.pending() and (summary := self._summary_of_before()):
+            return summary
+        made = set(self.pending())
+        written = skipped = frames = samples = new_samples = 0
+        reason = ""
+        shards: list[dict[str, Any]] = []
+        with self._writer(SKIPPED_FILE) as file:
+            for refused in self.refused:
+                file.write(_json_line(refused))
+            for index, path in self._all_shards():
+                counts, skips = self._count(index, path)
+                for skip in skips:
+                    file.write(_json_line(skip))
+                    reason = reason or skip["reason"]
+                own_frames, own_samples = (sum(counts.column(c).to_pylist()) for c in ("n_frames", "n_samples"))
+                shards.append({"file": path.name, "rows": counts.num_rows, "skipped": len(skips)})
+                written += counts.num_rows
+                skipped += len(skips)
+                frames += own_frames
+                samples += own_samples
+                new_samples += own_samples if index in made else 0
+        if not written:
+            self._clear()
+            raise CorpusError(
+                f"{self.source}: at least one of {len(self.utterances)} utterances must be readable, but none is; "
+                f"the first: {reason}"
+            )
+
+        seconds = time.monotonic() - self._began if made else 0.0
+        speed = new_samples / self.metadata.sample_rate / seconds if made else 0.0
+        summary = TokenizeSummary(
+            source=self.source,
+            out=str(self.out),
+            hash=self.metadata.hash,
+            corpus=self.digest,
+            utterances=len(self.utterances) + len(self.refused),
+            written=written,
+            skipped=skipped + len(self.refused),
+            refused=len(self.refused),
+            num_shards=self.num_shards,
+            hours=samples / self.metadata.sample_rate / 3600,
+            frames=frames,
+            tokens=frames * self.metadata.num_groups,
+            seconds=round(seconds, 3),
+            hours_per_second=speed / 3600,
+            times_real_time=speed,
+            command=shlex.join(sys.argv) if command is None else command,
+            version=jepa_tok.__version__,
+        )
+        self._write_state(
+            {
+                "state": "done",
+                **self._fingerprint(),
+                **dataclasses.asdict(summary),
+                "columns": self.columns,
+                "shards": shards,
+                "tokenizer": dataclasses.asdict(self.tokenizer.config),
+            }
+        )
+        return summary
+
+    def close(self) -> None:
+        """Lets other processes have the folder; the end of the process does so too."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _fingerprint(self) -> dict[str, Any]:
+        # All that decides a shard's bytes; a folder goes on only with the same.
+        return {
+            "hash": self.metadata.hash,
+            "corpus": self.digest,
+            "rows_per_shard": self.rows_per_shard,
+            "batch_seconds": self.maker.batch_seconds,
+        }
+
+    def _all_shards(self) -> Iterator[tuple[int, Path]]:
+        there = list_shards(self.out)
+        for index in range(self.num_shards):
+            if index not in there:
+                raise CorpusError(
+                    f"{self.out}: shard {index} must be there at the end, but is missing; rerun the tokenization."
+                )
+            yield index, there[index]
+
+    def _count(self, index: int, path: Path) -> tuple[Any, list[dict[str, str]]]:
+        # A table of frames and samples of each row, and what skipped.jsonl gets of this shard.
+        table = open_shard(path).read(columns=["n_frames", "n_samples"])
+        skips = self._skips(index, path)
+        members = self.members(index)
+        if table.num_rows + len(skips) != len(members):
+            raise CorpusError(f"{path}: the shard does not account for all its utterances; delete it and rerun.")
+        paths = {u.id: u.path for u in members} if skips else {}
+        return table, [{"id": s["id"], "path": paths[s["id"]], "reason": s["reason"]} for s in skips]
+
+    def _skips(self, index: int, path: Path) -> list[dict[str, str]]:
+        # The skipped files of a shard; raises CorpusError if it is not one of this run.
+        found = read_metadata(path)
+        if found != self.metadata or found.extra.get("corpus") != self.digest or found.extra.get("shard") != index:
+            raise CorpusError(f"{path}: the shard is of another corpus or tokenizer; delete it and rerun.")
+        return found.extra["skipped"]
+
+    def _summary_of_before(self) -> TokenizeSummary | None:
+        if not (self.out / CORPUS_FILE).exists():
+            return None
+        state = read_state(self.out)
+        names = [field.name for field in dataclasses.fields(TokenizeSummary)]
+        files = [path.name for path in list_shards(self.out).values()]
+        if (
+            state["state"] != "done"
+            or not all(name in state for name in names)
+            or [shard["file"] for shard in state.get("shards", [])] != files
+            or not (self.out / SKIPPED_FILE).exists()
+        ):
+            return None
+        return TokenizeSummary(**{name: state[name] for name in names})
+
+    def _clear(self) -> None:
+        for path in [*list_shards(self.out).values(), self.out / SKIPPED_FILE, self.out / CORPUS_FILE]:
+            path.unlink()
+        with contextlib.suppress(OSError):  # other files may be in it
+            self.out.rmdir()
+
+    def _write_state(self, state: dict[str, Any]) -> None:
+        path = self.out / CORPUS_FILE
+        with writing(path):
+            write_text(path, json.dumps({"format": CORPUS_FORMAT, **state}, indent=1, ensure_ascii=False) + "\n")
+
+    @contextlib.contextmanager
+    def _writer(self, name: str) -> Iterator[IO[bytes]]:
+        with writing(self.out / name), atomic_writer(self.out / name) as file:
+            yield file
+
+
+def _json_line(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+
+
+def _digest(utterances: Sequence[Utterance]) -> str:
+    sha = hashlib.sha256()
+    for u in utterances:
+        sha.update(json.dumps([u.id, u.path, u.start, u.end, u.info], sort_keys=True).encode() + b"\n")
+    return sha.hexdigest()[:16]
+
+
+def _lock(folder: Path) -> int | None:
+    # Held by the open descriptor, so it goes with the process however that ends; absent where the system has none.
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CorpusError(f"{folder}: another process is tokenizing into this folder; wait for it or end it.") from None
+    except OSError:
+        pass  # some network file systems have no locks
+    return descriptor
