@@ -26,13 +26,14 @@ from sklearn.linear_model import Ridge
 from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
 from jepa_tok._fairseq2.models import ENCODER_FAMILY
 from jepa_tok.audio import load_audio
-from jepa_tok.config import EncoderConfig, JepaConfig, QuantizerConfig
+from jepa_tok.config import EncoderConfig, QuantizerConfig
 from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.errors import JepaTokError
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.fsq import FSQ
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.models.logmel import LogMel
+from jepa_tok.training_config import JepaConfig
 
 SUBFRAMES, MELS, SECONDS = 20, 40, 10.0
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)

@@ -1,4 +1,4 @@
-"""Configurations of every model.
+"""Configurations of the tokenizer's models; those of its training are in `training_config.py`.
 
 Defaults are the paper's (arXiv 2512.07168, sections 3 and 4); a preset (`presets.py`) or a yaml file holds only what differs.
 The dataclasses know nothing of torch or fairseq2, so that `jepa-tok --help` starts at once.
@@ -15,6 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from jepa_tok.errors import ConfigError
+
+
+def _check_lookback(name: str, seconds: float) -> None:
+    if not 0.0 < seconds < math.inf:
+        raise ConfigError(f"{name} `lookback` must be a positive number of seconds, but is {seconds} instead.")
 
 
 @dataclass(kw_only=True)
@@ -84,6 +89,12 @@ class EncoderConfig:
     dropout: float = 0.1
     """Dropout in Conformer blocks while training."""
 
+    causal: bool = False
+    """Whether a frame hears nothing behind itself: every layer looks back alone, and streams run piece by piece."""
+
+    lookback: float = 3.0
+    """Seconds that attention and DAAM statistics of a causal encoder look back."""
+
     init: Literal["trunc_normal", "scaled"] = "trunc_normal"
     """`trunc_normal`: std 0.02 everywhere (paper's code; the signal fades through the stages). `scaled`: fan-in scaled."""
 
@@ -105,6 +116,16 @@ class EncoderConfig:
                 raise ConfigError(
                     f"encoder `{name}` must have {n} entries, one a stage, but has {len(getattr(self, name))} instead."
                 )
+        if self.causal and self.conformer_norm != "step":
+            raise ConfigError(
+                f"encoder `conformer_norm` must be `step` where `causal` is true, but is `{self.conformer_norm}` instead "
+                "(it hears the clip's end)."
+            )
+        if self.causal and self.front == "mel" and self.n_fft < self.front_hop:
+            raise ConfigError(
+                f"encoder `n_fft` must be at least `front_hop` ({self.front_hop}) where `causal` is true, but is {self.n_fft} instead."
+            )
+        _check_lookback("encoder", self.lookback)
         if self.front == "wave" and self.front_hop != 1:
             raise ConfigError(f"encoder `front_hop` must be 1 for the `wave` front, but is {self.front_hop} instead.")
         for i, (width, layers) in enumerate(zip(self.channels, self.stage_conformers)):
@@ -222,10 +243,21 @@ class GeneratorConfig:
     n_fft: int = 1024
     """Window of the `istft` head, in samples."""
 
+    causal: bool = False
+    """Whether a sample depends on nothing behind itself: every layer looks back alone, and streams run piece by piece."""
+
+    lookback: float = 3.0
+    """Seconds that attention and DAAM statistics of a causal generator look back."""
+
     @property
     def hop(self) -> int:
         """Samples per latent frame."""
         return self.head_hop * math.prod(self.strides)
+
+    @property
+    def delay(self) -> int:
+        """Samples that a causal generator's wave comes late in a stream: windows of the `istft` head are centred."""
+        return (self.n_fft - self.head_hop) // 2 if self.head == "istft" else 0
 
     def check(self) -> None:
         """Raises ConfigError where fields contradict each other."""
@@ -235,6 +267,7 @@ class GeneratorConfig:
                 raise ConfigError(
                     f"generator `{name}` must have {n} entries, one a stage, but has {len(getattr(self, name))} instead."
                 )
+        _check_lookback("generator", self.lookback)
         if self.head == "wave" and self.head_hop != 1:
             raise ConfigError(f"generator `head_hop` must be 1 for the `wave` head, but is {self.head_hop} instead.")
 
@@ -304,100 +337,6 @@ class TokenizerConfig:
             )
         if self.encoder.sample_rate != self.generator.sample_rate:
             raise ConfigError("encoder and generator must have one `sample_rate`.")
-
-
-@dataclass(kw_only=True)
-class PredictorConfig:
-    """JEPA predictor: 1x1 up, then Conformer, 1x1, Conformer, 1x1 down (paper, section 3.1)."""
-
-    dim: int = 256
-    layers: int = 2
-    heads: int = 16
-
-
-@dataclass(kw_only=True)
-class MaskConfig:
-    """Span masks over frames (paper, section 3.1; the ratio is met exactly)."""
-
-    place: Literal["feature", "input"] = "feature"
-    """`feature`: a mask token replaces z before the predictor (paper). `input`: the encoder never hears masked frames."""
-
-    ratio: float = 0.5
-    """Share of a clip's frames that is masked."""
-
-    min_span: int = 2
-    """Shortest span, in frames."""
-
-    max_span_fraction: float = 0.25
-    """Longest span, as a share of the clip's frames."""
-
-
-@dataclass(kw_only=True)
-class AnchorConfig:
-    """Anchor against collapse: KL to posteriors of a frozen diagonal mixture on log-mels (arXiv 2602.09040)."""
-
-    clusters: int = 0
-    """Components of the mixture; 0 turns the anchor off (paper)."""
-
-    subframes: int = 20
-    """Sub-frames of a frame whose posteriors are predicted; 20 are 20 ms each."""
-
-    n_mels: int = 40
-    """Mel filters of the mixture's features."""
-
-
-@dataclass(kw_only=True)
-class JepaConfig:
-    """Stage 1: online encoder, EMA target, predictor, masks, anchor."""
-
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    predictor: PredictorConfig = field(default_factory=PredictorConfig)
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    anchor: AnchorConfig = field(default_factory=AnchorConfig)
-
-    target_decay: float = 0.996
-    """EMA decay of the target encoder (tau)."""
-
-    target_norm: Literal["none", "layer"] = "none"
-    """`layer`: each target frame is normalised over its dimensions before the loss."""
-
-    def check(self) -> None:
-        """Raises ConfigError where fields contradict each other."""
-        self.encoder.check()
-        if not 0.0 <= self.mask.ratio <= 1.0:
-            raise ConfigError(f"mask `ratio` must lie in [0, 1], but is {self.mask.ratio} instead.")
-        if self.anchor.clusters and self.encoder.hop % self.anchor.subframes:
-            raise ConfigError(
-                f"anchor `subframes` must divide the hop ({self.encoder.hop}), but is {self.anchor.subframes} instead."
-            )
-
-
-@dataclass(kw_only=True)
-class DiscriminatorConfig:
-    """MPD (HiFi-GAN) and MSD (MelGAN-style) discriminators; `width` scales their channels."""
-
-    periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])
-    scales: int = 3
-    width: float = 1.0
-
-
-@dataclass(kw_only=True)
-class CodecConfig:
-    """Stage 2: the tokenizer, the discriminators and the weights of the losses (paper, section 3.4)."""
-
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-
-    freeze_encoder: bool = True
-    """Whether encoder and quantiser stay as they are (the paper's code); its text fine-tunes the encoder: `false`."""
-
-    stft_ffts: list[int] = field(default_factory=lambda: [2048, 1024, 512, 256, 128])
-    """FFT sizes of the multi-resolution STFT loss; hops are a quarter."""
-
-    l1_weight: float = 1.0
-    stft_weight: float = 2.0
-    adversarial_weight: float = 0.1
-    """Weight of (LSGAN + feature matching)."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -1,25 +1,22 @@
-"""The presets `paper`, `base`, `small` and `tiny`: tokenizer, stage 1 and stage 2 of each.
+"""The presets `paper`, `base`, `small`, `small-causal` and `tiny`: tokenizer, stage 1 and stage 2 of each.
 
-`paper` is the published design. Why the others look as they do: docs/architecture.md, "Where the budget goes".
+`paper` is the published design; `small-causal` is `small` for streams (docs/streaming.md). Why the others look as they do: docs/architecture.md, "Where the budget goes".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from jepa_tok.config import (
+from jepa_tok.config import EncoderConfig, GeneratorConfig, QuantizerConfig, TokenizerConfig
+from jepa_tok.errors import ConfigError
+from jepa_tok.training_config import (
     AnchorConfig,
     CodecConfig,
     DiscriminatorConfig,
-    EncoderConfig,
-    GeneratorConfig,
     JepaConfig,
     MaskConfig,
     PredictorConfig,
-    QuantizerConfig,
-    TokenizerConfig,
 )
-from jepa_tok.errors import ConfigError
 
 
 def _paper() -> TokenizerConfig:
@@ -84,6 +81,14 @@ def _small() -> TokenizerConfig:
     )  # fmt: skip
 
 
+def _small_causal() -> TokenizerConfig:
+    config = _small()
+    config.name = "small-causal"
+    config.encoder.causal = config.generator.causal = True
+    config.encoder.conformer_kernel = 7  # with the look-back of attention and gates, a frame hears less than 40 s
+    return config
+
+
 def _tiny() -> TokenizerConfig:
     return _mel_tokenizer(
         "tiny", front=48, channels=[48, 64, 96, 128, 192], blocks=[1, 1, 1, 1, 1], attention=1, conformers=1,
@@ -91,7 +96,13 @@ def _tiny() -> TokenizerConfig:
     )  # fmt: skip
 
 
-PRESETS: Mapping[str, Callable[[], TokenizerConfig]] = {"paper": _paper, "base": _base, "small": _small, "tiny": _tiny}
+PRESETS: Mapping[str, Callable[[], TokenizerConfig]] = {
+    "paper": _paper,
+    "base": _base,
+    "small": _small,
+    "small-causal": _small_causal,
+    "tiny": _tiny,
+}
 
 
 def tokenizer_config(name: str) -> TokenizerConfig:
@@ -107,7 +118,8 @@ def jepa_config(name: str) -> JepaConfig:
     encoder = tokenizer_config(name).encoder
     if name == "paper":
         return JepaConfig(encoder=encoder)
-    width, clusters = {"base": (384, 512), "small": (256, 256), "tiny": (128, 64)}[name]
+    sizes = {"base": (384, 512), "small": (256, 256), "small-causal": (256, 256), "tiny": (128, 64)}
+    width, clusters = sizes[name]
     return JepaConfig(
         encoder=encoder,
         predictor=PredictorConfig(dim=width, heads=8),
@@ -119,6 +131,6 @@ def jepa_config(name: str) -> JepaConfig:
 
 def codec_config(name: str) -> CodecConfig:
     """Stage 2 for the preset `name`."""
-    width = {"paper": 1.0, "base": 1.0, "small": 0.5, "tiny": 0.125}
+    width = {"paper": 1.0, "base": 1.0, "small": 0.5, "small-causal": 0.5, "tiny": 0.125}
     tokenizer = tokenizer_config(name)
     return CodecConfig(tokenizer=tokenizer, discriminator=DiscriminatorConfig(width=width[name]))

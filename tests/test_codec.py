@@ -9,16 +9,10 @@ import pytest
 import torch
 
 from benchmarks import flops
-from jepa_tok.config import (
-    CodecConfig,
-    DiscriminatorConfig,
-    EncoderConfig,
-    GeneratorConfig,
-    QuantizerConfig,
-    TokenizerConfig,
-)
+from jepa_tok.config import EncoderConfig, GeneratorConfig, QuantizerConfig, TokenizerConfig
 from jepa_tok.models.codec import Codec, CodecOutput
 from jepa_tok.presets import tokenizer_config
+from jepa_tok.training_config import CodecConfig, DiscriminatorConfig
 
 CONFIG = CodecConfig(
     tokenizer=TokenizerConfig(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa_tok.config import DiscriminatorConfig
 from jepa_tok.errors import ConfigError
 from jepa_tok.models.discriminator import Discriminator
+from jepa_tok.training_config import DiscriminatorConfig
 
 SMALL = DiscriminatorConfig(periods=[2, 5], scales=3, width=0.125)
 

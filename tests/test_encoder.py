@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_tok.config import EncoderConfig, PredictorConfig
+from jepa_tok.config import EncoderConfig
 from jepa_tok.errors import ConfigError
 from jepa_tok.models.daam import DaamGate
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.jepa import Predictor
+from jepa_tok.models.layers import TimeConv, dilated_conv
 from jepa_tok.presets import tokenizer_config
+from jepa_tok.training_config import PredictorConfig
 
 PRESETS = ["tiny", "small", "base", "paper"]
 
@@ -133,11 +137,9 @@ def test_signal_survives_every_stage_at_initialisation(name: str) -> None:
 
 
 def test_dead_taps_are_skipped_without_changing_the_result() -> None:
-    from jepa_tok.models.layers import dilated_conv
-
     torch.manual_seed(0)
-    for dilation in (1, 9, 10, 11, 1000):
-        conv = torch.nn.Conv1d(4, 4, 3, dilation=dilation, padding=dilation)
+    for dilation, causal in itertools.product((1, 5, 6, 9, 10, 11, 1000), (False, True)):
+        conv = TimeConv(4, 4, 3, dilation=dilation, causal=causal)
         x = torch.randn(2, 4, 11)
         torch.testing.assert_close(dilated_conv(x, conv), conv(x), atol=1e-6, rtol=0)
 

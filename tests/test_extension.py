@@ -17,9 +17,9 @@ from fairseq2.runtime.dependency import get_dependency_resolver
 import jepa_tok._fairseq2  # noqa: F401
 from jepa_tok._fairseq2.models import apply_ac, apply_fsdp, create_codec, create_jepa, layer_stacks
 from jepa_tok._fairseq2.sndfile import bundled_sndfile, link_sndfile, preload_sndfile
-from jepa_tok.config import CodecConfig, JepaConfig
 from jepa_tok.models.jepa import Jepa
-from jepa_tok.presets import codec_config, jepa_config
+from jepa_tok.presets import PRESETS, codec_config, jepa_config
+from jepa_tok.training_config import CodecConfig, JepaConfig
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from jepa_tok.presets import codec_config, jepa_config
 )
 def test_model_families(name, config_kls, make, fsdp) -> None:
     family = get_dependency_resolver().resolve(ModelFamily, key=name)
-    assert family.get_archs() == {"paper", "base", "small", "tiny"}
+    assert family.get_archs() == set(PRESETS)
     assert family.config_kls is config_kls
     for arch in ("paper", "tiny"):
         assert family.maybe_get_arch_config(arch) == make(arch)
@@ -41,7 +41,7 @@ def test_dataset_family_and_cards() -> None:
     assert resolver.resolve(DatasetFamily, key="jepa_tok_speech").name == "jepa_tok_speech"
     store = resolver.resolve(AssetStore)
     for kind in ("encoder", "codec"):
-        for arch in ("paper", "base", "small", "tiny"):
+        for arch in PRESETS:
             card = store.retrieve_card(f"jepa_tok_{kind}_{arch}")
             family = resolver.resolve(ModelFamily, key=f"jepa_tok_{kind}")
             assert family.get_model_config(card) == family.maybe_get_arch_config(arch)

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_tok.config import AnchorConfig, EncoderConfig, JepaConfig, MaskConfig, PredictorConfig
+from jepa_tok.config import EncoderConfig
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.models.layers import sequence_mask
 from jepa_tok.models.masking import sample_span_mask
 from jepa_tok.monitor import collapse_stats
+from jepa_tok.training_config import AnchorConfig, JepaConfig, MaskConfig, PredictorConfig
 
 
 def toy(place: str = "input", clusters: int = 0, **mask: float) -> JepaConfig:

@@ -17,18 +17,18 @@ from fairseq2.runtime.dependency import DependencyContainer
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from jepa_tok.config import CodecConfig, JepaConfig
 from jepa_tok.errors import ConfigError
 from jepa_tok.models.codec import Codec
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.presets import PRESETS, codec_config, jepa_config
+from jepa_tok.training_config import CodecConfig, JepaConfig
 
 ENCODER_FAMILY = "jepa_tok_encoder"
 CODEC_FAMILY = "jepa_tok_codec"
 
 
 def register_models(container: DependencyContainer) -> None:
-    """Registers both families with the architectures `paper`, `base`, `small` and `tiny`."""
+    """Registers both families with one architecture for each preset."""
     # supports_meta: modules hold raw parameters and their own initialisation, so every rank builds the model and rank 0's
     # weights are broadcast; models of this size can afford it.
     register_model_family(

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa_tok.config import AnchorConfig, EncoderConfig
+from jepa_tok.config import EncoderConfig
 from jepa_tok.models.layers import sequence_mask
 from jepa_tok.models.logmel import LogMel
+from jepa_tok.training_config import AnchorConfig
 
 
 class MelAnchor(nn.Module):

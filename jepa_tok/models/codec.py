@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from jepa_tok.config import CodecConfig, TokenizerConfig
+from jepa_tok.config import TokenizerConfig
 from jepa_tok.models.discriminator import Discriminator, Feature
 from jepa_tok.models.encoder import Encoder, EncoderOutput
 from jepa_tok.models.fsq import FSQ
 from jepa_tok.models.generator import Generator
 from jepa_tok.models.layers import sequence_mask
 from jepa_tok.models.losses import discriminator_loss, feature_matching_loss, generator_loss, l1_loss, stft_loss
+from jepa_tok.training_config import CodecConfig
 
 
 @dataclass

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa_tok.config import DiscriminatorConfig
 from jepa_tok.errors import ConfigError
 from jepa_tok.models.layers import sequence_mask
+from jepa_tok.training_config import DiscriminatorConfig
 
 SLOPE = 0.1
 """Slope of every leaky ReLU below zero."""

@@ -4,11 +4,13 @@
 
 Data flow: front (samples or log-mel) -> strided stages (conv, SnakeBeta, residual blocks, DAAM gate, Conformers) -> 1x1
 to D -> Conformers. After every stride s a clip of L steps has ceil(L / s), which chains to T = ceil(S / hop); steps past a
-clip's end are zeros everywhere, so padding never reaches a token.
+clip's end are zeros everywhere, so padding never reaches a token. Causal, every layer looks back alone, and a frame hears
+nothing behind its own last sample.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa_tok.config import EncoderConfig
+from jepa_tok.models.causal import StreamState, context_steps, look_back
 from jepa_tok.models.conformer import ConformerBlock
 from jepa_tok.models.daam import DaamGate
 from jepa_tok.models.layers import (
@@ -23,6 +26,7 @@ from jepa_tok.models.layers import (
     ConvNeXtBlock,
     HifiGanResBlock,
     SnakeBeta,
+    TimeConv,
     apply_mask,
     init_weights,
     sequence_mask,
@@ -50,12 +54,12 @@ class WaveFront(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.gain = config.input_gain
-        self.conv = nn.Conv1d(1, config.front_channels, 7, padding=3)
+        self.conv = TimeConv(1, config.front_channels, 7, causal=config.causal)
 
-    def forward(self, wave: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, wave: Tensor, mask: Tensor | None, state: StreamState | None) -> Tensor:
         """[B, S], zero outside each clip -> [B, C, S]."""
         x = (self.gain * wave).to(self.conv.weight.dtype)
-        return self.conv(x[:, None, :])
+        return self.conv(x[:, None, :], state)
 
 
 class MelFront(nn.Module):
@@ -63,27 +67,36 @@ class MelFront(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.logmel = LogMel(config.sample_rate, config.n_fft, config.front_hop, config.n_mels)
-        self.conv = nn.Conv1d(config.n_mels, config.front_channels, 3, padding=1)
+        self.logmel = LogMel(config.sample_rate, config.n_fft, config.front_hop, config.n_mels, config.causal)
+        self.conv = TimeConv(config.n_mels, config.front_channels, 3, causal=config.causal)
 
-    def forward(self, wave: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, wave: Tensor, mask: Tensor | None, state: StreamState | None) -> Tensor:
         """[B, S], zero outside each clip; mask [B, L] of its steps -> [B, C, L], L = ceil(S / front_hop)."""
-        mel = self.logmel(wave).to(self.conv.weight.dtype).transpose(1, 2)
-        return self.conv(apply_mask(mel, mask))  # padding holds log-silence, where a clip alone meets zeros
+        mel = self.logmel(wave, state).to(self.conv.weight.dtype).transpose(1, 2)
+        return self.conv(apply_mask(mel, mask), state)  # padding holds log-silence, where a clip alone meets zeros
 
 
 class StridedConv(nn.Conv1d):
-    """Conv of kernel 2s and stride s (kernel 3 at stride 1) that turns L steps into exactly ceil(L / s)."""
+    """Conv of kernel 2s and stride s (kernel 3 at stride 1) that turns L steps into exactly ceil(L / s).
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        super().__init__(channels_in, channels_out, 2 * stride if stride > 1 else 3, stride=stride)
-        self.left = max(stride // 2, 1)
+    Causal, step i sees its own s steps and nothing behind them.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, L] -> [B, C', ceil(L / s)]."""
-        length, kernel, stride = x.shape[-1], self.kernel_size[0], self.stride[0]
+    def __init__(self, channels_in: int, channels_out: int, stride: int, causal: bool = False) -> None:
+        kernel = 2 * stride if stride > 1 else 3
+        super().__init__(channels_in, channels_out, kernel, stride=stride)
+        self.causal = causal
+        self.context = kernel - stride if causal else 0  # steps before its own s
+        self.left = self.context if causal else max(stride // 2, 1)
+
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        """[B, C, L] -> [B, C', ceil(L / s)]; in a stream, L is a multiple of s but in the last piece."""
+        length, kernel, stride, left = x.shape[-1], self.kernel_size[0], self.stride[0], self.left
         steps = -(-length // stride)
-        return super().forward(F.pad(x, (self.left, (steps - 1) * stride + kernel - length - self.left)))
+        right = (steps - 1) * stride + kernel - length - left
+        if self.causal:
+            x, left = look_back(x, left, state, self), 0
+        return super().forward(F.pad(x, (left, right)))
 
 
 class EncoderStage(nn.Module):
@@ -95,23 +108,31 @@ class EncoderStage(nn.Module):
         channels = config.channels[index]
         # Norms between stages belong to the `convnext` layout: they hold the amplitude without looking along the clip.
         self.norm = ChannelNorm(channels_in) if config.block == "convnext" and index > 0 else nn.Identity()
-        self.conv = StridedConv(channels_in, channels, config.strides[index])
+        self.conv = StridedConv(channels_in, channels, config.strides[index], config.causal)
+        context = context_steps(config, config.front_hop * math.prod(config.strides[: index + 1]))
         self.snake = SnakeBeta(channels)
         self.blocks = nn.ModuleList(
-            HifiGanResBlock(channels, 3, [1, 3**i, 5**i])
+            HifiGanResBlock(channels, 3, [1, 3**i, 5**i], config.causal)
             if config.block == "hifigan"
-            else ConvNeXtBlock(channels, config.expansion)
+            else ConvNeXtBlock(channels, config.expansion, causal=config.causal)
             for i in range(config.blocks[index])
         )
-        self.gate = DaamGate(channels, config.num_gaussians) if config.daam else None
+        self.gate = DaamGate(channels, config.num_gaussians, context) if config.daam else None
         self.conformers = nn.ModuleList(
             ConformerBlock(
-                channels, config.conformer_heads, config.conformer_kernel, config.conformer_norm, config.dropout
+                channels,
+                config.conformer_heads,
+                config.conformer_kernel,
+                config.conformer_norm,
+                config.dropout,
+                context=context,
             )
             for _ in range(config.stage_conformers[index])
         )
 
-    def forward(self, x: Tensor, mask_in: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, mask_in: Tensor | None, mask: Tensor | None, state: StreamState | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Runs the stage.
 
         :param x: [B, C, L].
@@ -119,16 +140,16 @@ class EncoderStage(nn.Module):
         :param mask: Bool [B, L'] of the output's own steps, L' = ceil(L / s).
         :returns: [B, C', L'] and the gate [B, L'] (None without DAAM).
         """
-        x = self.snake(self.conv(apply_mask(self.norm(x), mask_in)))
+        x = self.snake(self.conv(apply_mask(self.norm(x), mask_in), state))
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, mask, state)
         gate = None
         if self.gate is not None:
-            x, gate = self.gate(x, mask)
+            x, gate = self.gate(x, mask, state)
         if len(self.conformers):
             h = x.transpose(1, 2)
             for conformer in self.conformers:
-                h = conformer(h, mask)
+                h = conformer(h, mask, state)
             x = h.transpose(1, 2)
         return x, gate
 
@@ -150,6 +171,7 @@ class Encoder(nn.Module):
                 config.conformer_kernel,
                 config.conformer_norm,
                 config.dropout,
+                context=context_steps(config, config.hop),
             )
             for _ in range(config.conformers)
         )
@@ -167,6 +189,7 @@ class Encoder(nn.Module):
         mask: Tensor | None = None,
         mask_embedding: Tensor | None = None,
         return_gates: bool = False,
+        state: StreamState | None = None,
     ) -> EncoderOutput:
         """Encodes a batch.
 
@@ -175,6 +198,8 @@ class Encoder(nn.Module):
         :param mask: Bool [B, T], True where the encoder must not hear: samples under those frames are zeroed, and after
             the front the steps under them become `mask_embedding` (masking at the input).
         :param mask_embedding: [C of the front]; zeros if None.
+        :param state: Of the streams that `wave` continues (causal encoders): S is then a multiple of the hop but in the
+            last piece.
         """
         clips, size = wave.shape
         if lengths is None:
@@ -188,7 +213,7 @@ class Encoder(nn.Module):
         lengths = -(-lengths // rate)
         steps = -(-size // rate)
         heard = sequence_mask(lengths, steps)
-        x = self.front(wave, heard)  # [B, C, L]
+        x = self.front(wave, heard, state)  # [B, C, L]
         if mask is not None:
             hidden = mask.repeat_interleave(hop // rate, dim=1)[:, None, :steps]
             fill = x.new_zeros(()) if mask_embedding is None else mask_embedding[:, None].to(x.dtype)
@@ -199,11 +224,11 @@ class Encoder(nn.Module):
             lengths = -(-lengths // stride)
             steps = -(-steps // stride)
             heard_in, heard = heard, sequence_mask(lengths, steps)
-            x, gate = stage(x, heard_in, heard)
+            x, gate = stage(x, heard_in, heard, state)
             if return_gates and gate is not None:
                 gates.append(gate)
 
         z = apply_mask(self.project(x), heard).transpose(1, 2)  # [B, T, D]
         for conformer in self.conformers:
-            z = conformer(z, heard)
+            z = conformer(z, heard, state)
         return EncoderOutput(z, lengths, gates if return_gates else None)

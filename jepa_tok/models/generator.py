@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from jepa_tok.config import GeneratorConfig
 from jepa_tok.errors import ConfigError
+from jepa_tok.models.causal import StreamState, context_steps, look_back
 from jepa_tok.models.conformer import ConformerBlock
 from jepa_tok.models.daam import DaamGate
 from jepa_tok.models.layers import (
@@ -24,6 +25,7 @@ from jepa_tok.models.layers import (
     ConvNeXtBlock,
     HifiGanResBlock,
     SnakeBeta,
+    TimeConv,
     apply_mask,
     init_weights,
     sequence_mask,
@@ -60,7 +62,7 @@ class Generator(nn.Module):
         if config.head == "istft":
             self.head = IstftHead(widths[-1], config.n_fft, config.head_hop)
         else:
-            self.head = WaveHead(widths[-1])
+            self.head = WaveHead(widths[-1], config.causal)
         # std 0.02 is the paper's; through a deep stack without its weights' training it fades, so `convnext` is scaled.
         init_weights(self, "trunc_normal" if config.block == "mrf" else "scaled")
         if isinstance(self.head, IstftHead):
@@ -71,90 +73,97 @@ class Generator(nn.Module):
         """Samples per latent frame."""
         return self.config.hop
 
-    def forward(self, latents: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, lengths: Tensor | None = None, state: StreamState | None = None) -> Tensor:
         """Decodes latent frames.
 
         :param latents: [B, T, D], any float dtype; values from `FSQ` lie in (-1, 1).
         :param lengths: Frames of each clip [B]; None if each has T.
-        :returns: wave [B, T * hop] float32, zero from lengths * hop on. `wave` head: in (-1, 1); `istft` head: unbounded.
+        :param state: Of the streams that `latents` continue (causal generators).
+        :returns: wave [B, T * hop] float32, zero from lengths * hop on. `wave` head: in (-1, 1); `istft` head: unbounded. In
+            a stream it comes `config.delay` samples late: a stream's first samples are silence before its beginning.
         """
         x = latents.transpose(1, 2).to(self.project.weight.dtype)  # [B, D, T]
         mask = None if lengths is None else sequence_mask(lengths.to(x.device), x.shape[-1])
         x = apply_mask(self.project(x), mask)  # [B, C, T]
         for stage in self.stages:
-            x, mask = stage(x, mask)  # [B, C, L], [B, L]
-        return self.head(x, mask)
+            x, mask = stage(x, mask, state)  # [B, C, L], [B, L]
+        return self.head(x, mask, state)
 
 
 class UpStage(nn.Module):
     """SnakeBeta, transposed convolution, residual blocks, optionally Conformer blocks and a DAAM gate.
 
     The transposed convolution has kernel 2s and padding s // 2; for odd s it yields one step too many, which is cut, so
-    that L steps become exactly s * L and step i stays above its own s steps.
+    that L steps become exactly s * L and step i stays above its own s steps. Causal, its 2s taps begin there: output steps
+    see the step above them and the one before.
     """
 
     def __init__(self, config: GeneratorConfig, index: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.stride = config.strides[index]
         self.act = SnakeBeta(in_channels)
-        self.up = nn.ConvTranspose1d(
-            in_channels, out_channels, 2 * self.stride, stride=self.stride, padding=self.stride // 2
-        )
+        self.causal = config.causal
+        padding = 0 if config.causal else self.stride // 2
+        self.up = nn.ConvTranspose1d(in_channels, out_channels, 2 * self.stride, stride=self.stride, padding=padding)
+        context = context_steps(config, config.hop // math.prod(config.strides[: index + 1]))
         self.blocks = nn.ModuleList(
-            Mrf(out_channels, config.kernels, config.dilations)
+            Mrf(out_channels, config.kernels, config.dilations, config.causal)
             if config.block == "mrf"
-            else ConvNeXtBlock(out_channels, config.expansion)
+            else ConvNeXtBlock(out_channels, config.expansion, causal=config.causal)
             for _ in range(config.blocks[index])
         )
         self.conformers = nn.ModuleList(
-            ConformerBlock(out_channels, config.conformer_heads, kernel=CONFORMER_KERNEL, norm="step", dropout=0.0)
+            ConformerBlock(out_channels, config.conformer_heads, CONFORMER_KERNEL, "step", dropout=0.0, context=context)
             for _ in range(config.stage_conformers[index])
         )
-        self.gate = DaamGate(out_channels) if config.daam else None
+        self.gate = DaamGate(out_channels, context=context) if config.daam else None
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, mask: Tensor | None, state: StreamState | None = None) -> tuple[Tensor, Tensor | None]:
         """[B, C, L], [B, L] -> [B, C', s * L], [B, s * L]; steps outside the mask are zero."""
-        size = x.shape[-1] * self.stride
-        x = self.up(apply_mask(self.act(x), mask))[..., :size]
+        start, size = 0, x.shape[-1] * self.stride
+        x = apply_mask(self.act(x), mask)
+        if self.causal:
+            x, start = look_back(x, 1, state, self), self.stride
+        x = self.up(x)[..., start : start + size]
         mask = None if mask is None else mask.repeat_interleave(self.stride, dim=1)
         x = apply_mask(x, mask)
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, mask, state)
         if len(self.conformers):
             h = x.transpose(1, 2)
             for conformer in self.conformers:
-                h = conformer(h, mask)
+                h = conformer(h, mask, state)
             x = h.transpose(1, 2)
         if self.gate is not None:
-            x, _ = self.gate(x, mask)
+            x, _ = self.gate(x, mask, state)
         return x, mask
 
 
 class Mrf(nn.Module):
     """Multi-receptive-field fusion: the mean of residual blocks of several kernels (HiFi-GAN, section 2.2)."""
 
-    def __init__(self, channels: int, kernels: list[int], dilations: list[int]) -> None:
+    def __init__(self, channels: int, kernels: list[int], dilations: list[int], causal: bool = False) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(HifiGanResBlock(channels, kernel, dilations) for kernel in kernels)
+        self.branches = nn.ModuleList(HifiGanResBlock(channels, kernel, dilations, causal) for kernel in kernels)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, state: StreamState | None = None) -> Tensor:
         """[B, C, L] -> [B, C, L]."""
-        total = self.branches[0](x, mask)
+        total = self.branches[0](x, mask, state)
         for branch in list(self.branches)[1:]:
-            total = total + branch(x, mask)
+            total = total + branch(x, mask, state)
         return total / len(self.branches)
 
 
 class WaveHead(nn.Module):
     """Conv1d k7 to one channel, tanh (HiFi-GAN)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, causal: bool = False) -> None:
         super().__init__()
-        self.out = nn.Conv1d(channels, 1, 7, padding=3)
+        self.out = TimeConv(channels, 1, 7, causal=causal)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, state: StreamState | None = None) -> Tensor:
         """[B, C, S] -> [B, S] float32."""
-        wave = torch.tanh(self.out(apply_mask(x, mask)).float()).squeeze(1)
+        wave = torch.tanh(self.out(apply_mask(x, mask), state).float()).squeeze(1)
         return wave if mask is None else wave * mask
 
 
@@ -176,17 +185,20 @@ class IstftHead(nn.Module):
         """Takes LOG_MAGNITUDE_SCALE out of the initial weights: magnitudes at the start spread by a factor of e, no more."""
         self.out.weight[: self.n_fft // 2 + 1] /= LOG_MAGNITUDE_SCALE
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, state: StreamState | None = None) -> Tensor:
         """[B, C, L] -> [B, L * hop] float32."""
         # Nothing below is on autocast's list of what may run in half precision: from .float() on, all is float32.
         log_magnitude, phase = self.out(self.norm(x)).float().chunk(2, dim=1)  # [B, N / 2 + 1, L] each
         log_magnitude = MEAN_LOG_MAGNITUDE + LOG_MAGNITUDE_SCALE * log_magnitude
         magnitude = log_magnitude.clamp_max(MAX_LOG_MAGNITUDE).exp()
         phase = PHASE_SCALE * phase
-        return istft(torch.complex(magnitude * phase.cos(), magnitude * phase.sin()), self.n_fft, self.hop, mask)
+        spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
+        return istft(spectrum, self.n_fft, self.hop, mask, state)
 
 
-def istft(spectrum: Tensor, n_fft: int, hop: int, mask: Tensor | None = None) -> Tensor:
+def istft(
+    spectrum: Tensor, n_fft: int, hop: int, mask: Tensor | None = None, state: StreamState | None = None
+) -> Tensor:
     """Inverse STFT (Hann window, least squares) whose step i is centred on samples [i * hop, (i + 1) * hop).
 
     Inverse of `stft`: windowed inverse FFTs are overlapped, added and divided by the sum of squared windows. That sum is
@@ -194,18 +206,27 @@ def istft(spectrum: Tensor, n_fft: int, hop: int, mask: Tensor | None = None) ->
 
     :param spectrum: complex [B, N / 2 + 1, L].
     :param mask: Bool [B, L], True on a clip's own steps; None if every step is.
-    :returns: wave [B, L * hop], zero past a clip's own steps.
+    :param state: Of the streams that the spectrum continues.
+    :returns: wave [B, L * hop], zero past a clip's own steps; in a stream (n_fft - hop) // 2 samples late, when no later
+        step reaches them.
     """
     window = torch.hann_window(n_fft, device=spectrum.device)
     frames = torch.fft.irfft(spectrum, n=n_fft, dim=1).transpose(1, 2) * window  # [B, L, N]
+    size, before = frames.shape[1] * hop, (n_fft - hop) // 2
+    start = before  # of the samples that are given
+    if state is not None:
+        context = math.ceil(n_fft / hop) - 1  # steps whose windows reach into this piece
+        start = context * hop
+        mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device) if mask is None else mask
+        frames = look_back(frames, context, state, "istft frames", dim=1)
+        mask = look_back(mask, context, state, "istft mask")
     envelope = window.square().expand(1, frames.shape[1], n_fft)  # [1, L, N]
     if mask is not None:
         frames, envelope = frames * mask[..., None], envelope * mask[..., None]
-    start, size = (n_fft - hop) // 2, frames.shape[1] * hop
     wave = _overlap_add(frames, hop)[:, start : start + size]
     envelope = _overlap_add(envelope, hop)[:, start : start + size]
     if mask is not None:  # windows reach past the clip's last sample
-        wave = wave * mask.repeat_interleave(hop, dim=1)
+        wave = wave * mask.repeat_interleave(hop, dim=1)[:, start - before : start - before + size]
     return wave / envelope.clamp_min(1e-8)
 
 

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from jepa_tok.config import EncoderConfig, JepaConfig, PredictorConfig
+from jepa_tok.config import EncoderConfig
 from jepa_tok.models.anchor import MelAnchor
 from jepa_tok.models.conformer import ConformerBlock
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.layers import init_weights, sequence_mask
 from jepa_tok.models.masking import sample_span_mask
+from jepa_tok.training_config import JepaConfig, PredictorConfig
 
 
 @dataclass

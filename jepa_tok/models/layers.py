@@ -1,9 +1,9 @@
-"""Layers that encoder and generator share: masks, SnakeBeta, residual blocks, channel norm, initialisation.
+"""Layers that encoder and generator share: masks, SnakeBeta, convolutions, residual blocks, channel norm, initialisation.
 
     B clips   C channels   L steps at the rate of the layer
 
 Every layer that looks beyond one step takes `mask` [B, L] (True on a clip's own steps) and treats what lies outside as
-zeros, so that a clip gives the same output alone and padded in a batch.
+zeros, so that a clip gives the same output alone and padded in a batch. A causal layer takes `state` too (`causal.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from jepa_tok.models.causal import StreamState, look_back
 
 
 def sequence_mask(lengths: Tensor, size: int) -> Tensor:
@@ -46,6 +48,32 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
+class TimeConv(nn.Conv1d):
+    """Convolution that keeps the number of steps (stride 1, odd kernel): centred, or causal, seeing a step and those before."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        *,
+        dilation: int = 1,
+        groups: int = 1,
+        causal: bool = False,
+    ) -> None:
+        reach = (kernel - 1) * dilation
+        padding = 0 if causal else reach // 2
+        super().__init__(channels_in, channels_out, kernel, padding=padding, dilation=dilation, groups=groups)
+        self.causal = causal
+        self.context = reach if causal else 0
+
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        """[B, C, L] -> [B, C', L]."""
+        if self.causal:
+            x = look_back(x, self.context, state, self)
+        return super().forward(x)
+
+
 class ConvNeXtBlock(nn.Module):
     """Depthwise conv over time, norm, pointwise pair with GELU, scaled residual (arXiv 2201.03545).
 
@@ -53,53 +81,55 @@ class ConvNeXtBlock(nn.Module):
     scale starts small, so that a deep stack passes the signal on unchanged.
     """
 
-    def __init__(self, channels: int, expansion: int, kernel: int = 7, scale: float = 0.1) -> None:
+    def __init__(
+        self, channels: int, expansion: int, kernel: int = 7, scale: float = 0.1, causal: bool = False
+    ) -> None:
         super().__init__()
-        self.depthwise = nn.Conv1d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        self.depthwise = TimeConv(channels, channels, kernel, groups=channels, causal=causal)
         self.norm = nn.LayerNorm(channels)
         self.up = nn.Linear(channels, expansion * channels)
         self.down = nn.Linear(expansion * channels, channels)
         self.scale = nn.Parameter(torch.full((channels,), scale))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, state: StreamState | None = None) -> Tensor:
         """[B, C, L] -> [B, C, L]; steps outside `mask` [B, L] are zero in the output."""
-        h = self.depthwise(apply_mask(x, mask)).transpose(1, 2)
+        h = self.depthwise(apply_mask(x, mask), state).transpose(1, 2)
         h = self.scale * self.down(F.gelu(self.up(self.norm(h))))
         return apply_mask(x + h.transpose(1, 2), mask)
 
 
-def dilated_conv(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """`conv` (stride 1, odd kernel, "same" length) on x [B, C, L], without the taps that can only see padding.
+def dilated_conv(x: Tensor, conv: TimeConv, state: StreamState | None = None) -> Tensor:
+    """`conv` on x [B, C, L], without the taps that can only see padding.
 
     A tap that looks d steps aside multiplies zeros wherever |d| >= L: for the paper's dilations, up to 78,125, most clips
     are shorter than that. Where only the centre tap is left the convolution is one dense product of a third of the cost;
-    the result is the same.
+    the result is the same. In a stream a tap may meet what came before, so all stay.
     """
     kernel, dilation, length = conv.kernel_size[0], conv.dilation[0], x.shape[-1]
-    reach = min(kernel // 2, (length - 1) // dilation)  # taps on each side that can meet a sample
-    if reach == kernel // 2:
-        return conv(x)
-    centre = kernel // 2
-    weight = conv.weight[:, :, centre - reach : centre + reach + 1]
+    own = kernel - 1 if conv.causal else kernel // 2  # the tap that meets the step itself
+    reach = min(own, (length - 1) // dilation)  # taps before it that can meet a sample, and after it unless causal
+    if reach == own or state is not None:
+        return conv(x, state)
+    weight = conv.weight[:, :, own - reach : own + reach + 1]
+    if conv.causal:
+        return F.conv1d(F.pad(x, (reach * dilation, 0)), weight, conv.bias, dilation=dilation)
     return F.conv1d(x, weight, conv.bias, padding=reach * dilation, dilation=dilation)
 
 
 class HifiGanResBlock(nn.Module):
     """Three pairs of convolutions, dilated then plain, each pair with a residual (HiFi-GAN, arXiv 2010.05646)."""
 
-    def __init__(self, channels: int, kernel: int, dilations: list[int]) -> None:
+    def __init__(self, channels: int, kernel: int, dilations: list[int], causal: bool = False) -> None:
         super().__init__()
-        self.dilated = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel, dilation=d, padding=(kernel - 1) * d // 2) for d in dilations
-        )
-        self.plain = nn.ModuleList(nn.Conv1d(channels, channels, kernel, padding=kernel // 2) for _ in dilations)
+        self.dilated = nn.ModuleList(TimeConv(channels, channels, kernel, dilation=d, causal=causal) for d in dilations)
+        self.plain = nn.ModuleList(TimeConv(channels, channels, kernel, causal=causal) for _ in dilations)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, state: StreamState | None = None) -> Tensor:
         """[B, C, L] -> [B, C, L]; steps outside `mask` [B, L] are zero in the output."""
         for dilated, plain in zip(self.dilated, self.plain):
-            assert isinstance(dilated, nn.Conv1d)
-            h = dilated_conv(apply_mask(F.leaky_relu(x, 0.1), mask), dilated)
-            h = plain(apply_mask(F.leaky_relu(h, 0.1), mask))
+            assert isinstance(dilated, TimeConv)
+            h = dilated_conv(apply_mask(F.leaky_relu(x, 0.1), mask), dilated, state)
+            h = plain(apply_mask(F.leaky_relu(h, 0.1), mask), state)
             x = x + h
         return apply_mask(x, mask)
 

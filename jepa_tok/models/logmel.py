@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa_tok.models.causal import StreamState, look_back
+
 
 def _hz_to_mel(hz: float) -> float:
     """Slaney's scale: linear to 1 kHz, logarithmic above (Auditory Toolbox, 1998)."""
@@ -45,24 +47,30 @@ def _filters(sample_rate: int, n_fft: int, n_mels: int, device: torch.device) ->
 class LogMel(nn.Module):
     """Log of the mean spectral magnitude under each filter, shifted and scaled by constants to about unit range for speech.
 
-    Step i is centred on samples [i * hop, (i + 1) * hop); what lies outside the clip counts as silence. No statistics of the
-    clip enter, so that loudness is kept and a step depends on `n_fft` samples alone. Always float32.
+    The window of step i is centred on samples [i * hop, (i + 1) * hop) or, causal, ends with them; what lies outside the clip
+    counts as silence. No statistics of the clip enter, so that loudness is kept and a step depends on `n_fft` samples
+    alone. Always float32.
     """
 
     FLOOR = 1e-3  # magnitude of a Hann-windowed signal of about -90 dBFS: below it recordings hold quantisation noise
     MEAN, DEVIATION = -2.5, 2.5  # of log magnitudes of read speech at usual levels, rounded
 
-    def __init__(self, sample_rate: int, n_fft: int, hop: int, n_mels: int) -> None:
+    def __init__(self, sample_rate: int, n_fft: int, hop: int, n_mels: int, causal: bool = False) -> None:
         super().__init__()
         self.sample_rate, self.n_fft, self.hop, self.n_mels = sample_rate, n_fft, hop, n_mels
+        self.causal = causal
+        self.context = n_fft - hop if causal else 0  # samples before a step's own
 
-    def forward(self, wave: Tensor) -> Tensor:
+    def forward(self, wave: Tensor, state: StreamState | None = None) -> Tensor:
         """[B, S], zero outside each clip -> [B, L, M] with L = ceil(S / hop)."""
         with torch.autocast(wave.device.type, enabled=False):
             window, filters = _filters(self.sample_rate, self.n_fft, self.n_mels, wave.device)
             steps = -(-wave.shape[-1] // self.hop)
-            left = (self.n_fft - self.hop) // 2
+            left = self.n_fft - self.hop if self.causal else (self.n_fft - self.hop) // 2
             right = (steps - 1) * self.hop + self.n_fft - left - wave.shape[-1]
-            frames = F.pad(wave.float(), (left, right)).unfold(-1, self.n_fft, self.hop)  # [B, L, n_fft]
+            wave = wave.float()
+            if self.causal:
+                wave, left = look_back(wave, left, state, self), 0
+            frames = F.pad(wave, (left, right)).unfold(-1, self.n_fft, self.hop)  # [B, L, n_fft]
             magnitude = torch.fft.rfft(frames * window).abs()
             return ((magnitude @ filters + self.FLOOR).log() - self.MEAN) / self.DEVIATION

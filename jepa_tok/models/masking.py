@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepa_tok.config import MaskConfig
+from jepa_tok.training_config import MaskConfig
 
 
 def _draw(low: int, high: int, generator: torch.Generator | None) -> int:

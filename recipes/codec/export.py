@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jepa_tok import SpeechTokenizer
 from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
-from jepa_tok.config import CodecConfig
 from jepa_tok.errors import JepaTokError
+from jepa_tok.training_config import CodecConfig
 
 
 def export_codec(run_dir: str | Path, out_dir: str | Path, step: int | None = None, name: str | None = None) -> str:

@@ -16,10 +16,10 @@ from jepa_tok._fairseq2.checkpoint import RunCheckpoint, difference, find_checkp
 from jepa_tok._fairseq2.models import ENCODER_FAMILY
 from jepa_tok._fairseq2.speech_data import SpeechDataset
 from jepa_tok._fairseq2.speech_reader import create_readers
-from jepa_tok.config import JepaConfig
 from jepa_tok.errors import JepaTokError
 from jepa_tok.models.codec import Codec
 from jepa_tok.models.jepa import Jepa
+from jepa_tok.training_config import JepaConfig
 from recipes.codec.config import CodecRecipeConfig, EncoderSection
 from tasks.codec.calibrate import calibrate_quantiser
 from tasks.codec.metrics import CODEC_METRICS

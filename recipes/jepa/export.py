@@ -16,10 +16,11 @@ from fairseq2.recipe.error import RecipeError
 
 from jepa_tok import SpeechTokenizer
 from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
-from jepa_tok.config import JepaConfig, TokenizerConfig
+from jepa_tok.config import TokenizerConfig
 from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.errors import ConfigError, JepaTokError
 from jepa_tok.presets import PRESETS, tokenizer_config
+from jepa_tok.training_config import JepaConfig
 
 CALIBRATION_FRAMES, CALIBRATION_SECONDS = 2_000, 15.0
 

@@ -15,10 +15,11 @@ from fairseq2.recipe.error import RecipeError
 
 import recipes  # noqa: F401  (preloads libsndfile)
 from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
-from jepa_tok.config import CodecConfig, to_dict
+from jepa_tok.config import to_dict
 from jepa_tok.models.codec import Codec
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.presets import codec_config, jepa_config
+from jepa_tok.training_config import CodecConfig
 from recipes.codec.config import CodecRecipeConfig, EncoderSection, GanSection
 from recipes.codec.export import export_codec
 from recipes.codec.export import main as export_main

@@ -1,0 +1,105 @@
+"""Configurations of what trains a tokenizer: stage 1 (`JepaConfig`) and stage 2 (`CodecConfig`). As in `config.py`,
+defaults are the paper's (arXiv 2512.07168, sections 3 and 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jepa_tok.config import EncoderConfig, TokenizerConfig
+from jepa_tok.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class PredictorConfig:
+    """JEPA predictor: 1x1 up, then Conformer, 1x1, Conformer, 1x1 down (paper, section 3.1)."""
+
+    dim: int = 256
+    layers: int = 2
+    heads: int = 16
+
+
+@dataclass(kw_only=True)
+class MaskConfig:
+    """Span masks over frames (paper, section 3.1; the ratio is met exactly)."""
+
+    place: Literal["feature", "input"] = "feature"
+    """`feature`: a mask token replaces z before the predictor (paper). `input`: the encoder never hears masked frames."""
+
+    ratio: float = 0.5
+    """Share of a clip's frames that is masked."""
+
+    min_span: int = 2
+    """Shortest span, in frames."""
+
+    max_span_fraction: float = 0.25
+    """Longest span, as a share of the clip's frames."""
+
+
+@dataclass(kw_only=True)
+class AnchorConfig:
+    """Anchor against collapse: KL to posteriors of a frozen diagonal mixture on log-mels (arXiv 2602.09040)."""
+
+    clusters: int = 0
+    """Components of the mixture; 0 turns the anchor off (paper)."""
+
+    subframes: int = 20
+    """Sub-frames of a frame whose posteriors are predicted; 20 are 20 ms each."""
+
+    n_mels: int = 40
+    """Mel filters of the mixture's features."""
+
+
+@dataclass(kw_only=True)
+class JepaConfig:
+    """Stage 1: online encoder, EMA target, predictor, masks, anchor."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
+
+    target_decay: float = 0.996
+    """EMA decay of the target encoder (tau)."""
+
+    target_norm: Literal["none", "layer"] = "none"
+    """`layer`: each target frame is normalised over its dimensions before the loss."""
+
+    def check(self) -> None:
+        """Raises ConfigError where fields contradict each other."""
+        self.encoder.check()
+        if not 0.0 <= self.mask.ratio <= 1.0:
+            raise ConfigError(f"mask `ratio` must lie in [0, 1], but is {self.mask.ratio} instead.")
+        if self.anchor.clusters and self.encoder.hop % self.anchor.subframes:
+            raise ConfigError(
+                f"anchor `subframes` must divide the hop ({self.encoder.hop}), but is {self.anchor.subframes} instead."
+            )
+
+
+@dataclass(kw_only=True)
+class DiscriminatorConfig:
+    """MPD (HiFi-GAN) and MSD (MelGAN-style) discriminators; `width` scales their channels."""
+
+    periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])
+    scales: int = 3
+    width: float = 1.0
+
+
+@dataclass(kw_only=True)
+class CodecConfig:
+    """Stage 2: the tokenizer, the discriminators and the weights of the losses (paper, section 3.4)."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+
+    freeze_encoder: bool = True
+    """Whether encoder and quantiser stay as they are (the paper's code); its text fine-tunes the encoder: `false`."""
+
+    stft_ffts: list[int] = field(default_factory=lambda: [2048, 1024, 512, 256, 128])
+    """FFT sizes of the multi-resolution STFT loss; hops are a quarter."""
+
+    l1_weight: float = 1.0
+    stft_weight: float = 2.0
+    adversarial_weight: float = 0.1
+    """Weight of (LSGAN + feature matching)."""
