@@ -22,11 +22,11 @@ def complain(message: str) -> None:
         print(f"jepa-tok: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
-def add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
+def add_tokenizer_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """--tokenizer, --random-init, --seed, --device."""
     group = parser.add_argument_group("tokenizer")
     group.add_argument(
-        "--tokenizer", metavar="NAME_OR_FOLDER", required=True, help="a folder that save_pretrained wrote, or the name of a packaged one"
+        "--tokenizer", metavar="NAME_OR_FOLDER", required=required, help="a folder that save_pretrained wrote, or the name of a packaged one"
     )  # fmt: skip
     group.add_argument(
         "--random-init", action="store_true", help=f"for trials: take --tokenizer as a preset ({', '.join(PRESETS)}) with untrained weights"

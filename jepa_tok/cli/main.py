@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from jepa_tok.errors import JepaTokError
 
-VERBS = ("encode", "decode", "resynth", "tokenize", "info", "report")
+VERBS = ("encode", "decode", "resynth", "tokenize", "export", "verify", "vocabulary", "info", "report")
 
 
 class Parser(argparse.ArgumentParser):
