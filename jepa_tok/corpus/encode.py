@@ -1,79 +1,84 @@
-"""Utterances to tokens: clips of like length in a batch, the next batch read while one is encoded, bad files handed back."""
+"""Utterances to tokens: audio is read ahead by other threads, clips of like length share a batch, bad files are handed back."""
 
 from __future__ import annotations
 
-import contextlib
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from jepa_tok.corpus.manifest import Utterance
+from jepa_tok.corpus.audio_source import open_audio
+from jepa_tok.corpus.utterance import Utterance
 from jepa_tok.errors import AudioError, CorpusError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from jepa_tok.tokens import Tokens
 
 OVERSHOOT = 0.5
 """Seconds by which a segment may end after its recording, as in Kaldi's extract-segments; it is cut there."""
 
-READ_AHEAD = 60.0
-"""Seconds of audio that are read at a time where clips are encoded one by one."""
+LONG = 600.0
+"""Seconds above which a clip is not held in memory, but read while it is encoded."""
+
+READ_AHEAD = 300.0
+"""Seconds of audio that are read ahead, at least."""
+
+POOL = 8
+"""Batches' worth of clips that are sorted by length together."""
 
 
 def encode_utterances(
     utterances: Sequence[Utterance], tokenizer: Any, batch_seconds: float | None = None, workers: int = 2
 ) -> Iterator[tuple[int, Tokens | AudioError]]:
-    """Index and tokens of each utterance, shortest first; a bad file gives the AudioError in place of tokens.
+    """Index and tokens of each utterance; a bad file gives the AudioError in place of tokens.
 
-    Clips are encoded one at a time, or with `batch_seconds` in padded batches of up to that many seconds (see
-    SpeechTokenizer.encode). While one group is encoded, `workers` threads read the next.
+    Clips are encoded one at a time in their order, or with `batch_seconds` in padded batches of up to that many seconds (see
+    SpeechTokenizer.encode), drawn from a run of clips that comes to eight of them. `workers` threads read, decode and resample
+    ahead, in order and no further than memory for `READ_AHEAD` seconds or one such run allows, whatever the files are.
     """
-    from jepa_tok.audio import load_audio
-
     if batch_seconds is not None and batch_seconds <= 0:
         raise CorpusError(f"`batch_seconds` must be greater than 0, but is {batch_seconds} instead.")
     rate = tokenizer.sample_rate
+    pool_seconds = 0.0 if batch_seconds is None else POOL * batch_seconds
 
-    def load(u: Utterance) -> Any:
-        try:
-            wave = load_audio(u.path, rate, start=u.start, end=u.end)
-            if u.end is not None and u.end - (u.start or 0.0) - len(wave) / rate > OVERSHOOT:
-                raise AudioError(
-                    f"'{u.path}' must last to the segment's end ({u.end} s) within {OVERSHOOT} s, but does not."
-                )
-            return wave
-        except AudioError as e:
-            return e
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        try:
-            batches = make_batches(list(pool.map(_seconds, utterances)), batch_seconds or READ_AHEAD)
-            ahead: list[Future[Any]] = []
-            for number in range(len(batches) + 1):
-                waiting, ahead = ahead, []
-                if number < len(batches):
-                    ahead = [pool.submit(load, utterances[i]) for i in batches[number]]
-                if not number:
-                    continue
-                loaded = list(zip(batches[number - 1], [f.result() for f in waiting]))
-                good = [(i, wave) for i, wave in loaded if not isinstance(wave, AudioError)]
-                yield from ((i, error) for i, error in loaded if isinstance(error, AudioError))
-                if good:
-                    tokens = tokenizer.encode([wave for _, wave in good], sample_rate=rate, batch_seconds=batch_seconds)
-                    yield from zip([i for i, _ in good], tokens, strict=True)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    with _Reader(utterances, rate, max(1, workers), max(READ_AHEAD, pool_seconds)) as clips:
+        pool: dict[int, Tensor] = {}
+        seconds = 0.0
+        for i, clip in enumerate(clips):
+            if isinstance(clip, AudioError):
+                yield i, clip
+            elif clip is None:
+                yield i, _encode_long(utterances[i], tokenizer, batch_seconds)
+            else:
+                pool[i] = clip
+                seconds += len(clip) / rate
+                if seconds > pool_seconds:
+                    yield from _encode_pool(pool, tokenizer, batch_seconds)
+                    pool, seconds = {}, 0.0
+        yield from _encode_pool(pool, tokenizer, batch_seconds)
 
 
-def _seconds(u: Utterance) -> float:
-    # Only decides who shares a batch, so a file that cannot be opened is left for `load_audio` to refuse.
-    import soundfile
+def _encode_pool(pool: dict[int, Tensor], tokenizer: Any, batch_seconds: float | None) -> Iterator[tuple[int, Tokens]]:
+    rate, indices = tokenizer.sample_rate, list(pool)
+    for batch in make_batches([len(wave) / rate for wave in pool.values()], batch_seconds or 0.0):
+        waves = [pool.pop(indices[at]) for at in batch]
+        tokens = tokenizer.encode(waves, sample_rate=rate, batch_seconds=batch_seconds)
+        yield from zip([indices[at] for at in batch], tokens, strict=True)
 
-    if u.end is not None:
-        return u.end - (u.start or 0.0)
-    with contextlib.suppress(soundfile.SoundFileError, OSError, RuntimeError):
-        return soundfile.info(u.path).duration - (u.start or 0.0)
-    return 0.0
+
+def _encode_long(u: Utterance, tokenizer: Any, batch_seconds: float | None) -> Tokens | AudioError:
+    from jepa_tok.audio import AudioFile
+
+    rate = tokenizer.sample_rate
+    try:
+        with open_audio(u) as source:
+            clip = AudioFile(source, rate, start=u.start, end=u.end)
+            (tokens,) = tokenizer.encode([clip], sample_rate=None, batch_seconds=batch_seconds)
+        _check_end(u, tokens.num_samples / rate)
+        return tokens
+    except AudioError as error:
+        return error
 
 
 def make_batches(seconds: Sequence[float], batch_seconds: float) -> list[list[int]]:
@@ -85,3 +90,84 @@ def make_batches(seconds: Sequence[float], batch_seconds: float) -> list[list[in
         else:
             batches.append([i])
     return batches
+
+
+# Reading ahead --------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """The clips of utterances in order, read by threads: wave [S], None for one longer than LONG, or the AudioError."""
+
+    def __init__(self, utterances: Sequence[Utterance], rate: int, workers: int, seconds: float) -> None:
+        self._utterances, self._rate, self._limit = utterances, rate, seconds
+        self._changed = threading.Condition()
+        self._next = 0  # index that is read next
+        self._ready: dict[int, Any] = {}
+        self._seconds = 0.0  # of audio in `_ready`
+        self._closed = False
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
+
+    def __enter__(self) -> _Reader:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[Tensor | AudioError | None]:
+        for i in range(len(self._utterances)):
+            with self._changed:
+                while i not in self._ready:
+                    self._changed.wait()
+                clip = self._ready.pop(i)
+                self._seconds -= self._size(clip)
+                self._changed.notify_all()
+            if isinstance(clip, BaseException) and not isinstance(clip, AudioError):
+                raise clip  # a fault of ours, not of the file
+            yield clip
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                # Bad files weigh nothing, so their number is bounded too.
+                while not self._closed and (self._seconds >= self._limit or len(self._ready) >= 10_000):
+                    self._changed.wait()
+                i, self._next = self._next, self._next + 1
+                if self._closed or i >= len(self._utterances):
+                    return
+            try:
+                clip: Any = load_clip(self._utterances[i], self._rate)
+            except BaseException as error:
+                clip = error
+            with self._changed:
+                self._ready[i] = clip
+                self._seconds += self._size(clip)
+                self._changed.notify_all()
+
+    def _size(self, clip: Any) -> float:
+        return 0.0 if clip is None or isinstance(clip, BaseException) else len(clip) / self._rate
+
+
+def load_clip(u: Utterance, rate: int) -> Tensor | None:
+    """Mono float32 [S] of an utterance, or None if it is longer than LONG; raises AudioError for a bad file."""
+    import torch
+
+    from jepa_tok.audio import AudioFile
+
+    blocks, size = [], 0
+    with open_audio(u) as source:
+        for block in AudioFile(source, rate, start=u.start, end=u.end):
+            blocks.append(block)
+            size += len(block)
+            if size > LONG * rate:
+                return None
+    _check_end(u, size / rate)
+    return torch.cat(blocks)
+
+
+def _check_end(u: Utterance, seconds: float) -> None:
+    if u.end is not None and u.end - (u.start or 0.0) - seconds > OVERSHOOT:
+        raise AudioError(f"'{u.path}' must last to the segment's end ({u.end} s) within {OVERSHOOT} s, but does not.")
