@@ -126,14 +126,20 @@ class _Shards:
         if state is not None:
             report.checks["state"] = state["state"]
             if state["state"] != "done":
-                report.fail("state", f"{self.path}: the corpus must be done, but is {state['state']}; run `jepa-tok tokenize` again with the same command, it goes on.")  # fmt: skip
+                report.fail(
+                    "state",
+                    f"{self.path}: the corpus must be done, but is {state['state']}; run `jepa-tok tokenize` again with the same command, it goes on.",
+                )
         self._check_names()
         hashed = [f for f in self.files if named_hash(f) is not None]
         report.checks["content"] = f"{len(hashed)} of {len(self.files)} shards are named by their content"
         for file in hashed:
             found = content_hash(file)
             if found != named_hash(file):
-                report.fail("content", f"{file}: the bytes must give the name's hash, but give {found}: the shard is damaged; {ANEW}.")  # fmt: skip
+                report.fail(
+                    "content",
+                    f"{file}: the bytes must give the name's hash, but give {found}: the shard is damaged; {ANEW}.",
+                )
         self._check_metadata()
 
     def _check_names(self) -> None:
@@ -148,11 +154,16 @@ class _Shards:
             return
         again = "run `jepa-tok tokenize` again with the same command, it makes what is missing"
         for index in sorted(set(range(state["num_shards"])) - set(numbered)):
-            report.fail("shards", f"{self.path}: shard {index} of {state['num_shards']} must be there, but is missing; {again}.")  # fmt: skip
+            report.fail(
+                "shards", f"{self.path}: shard {index} of {state['num_shards']} must be there, but is missing; {again}."
+            )
         listed = {s["file"]: s["rows"] for s in state.get("shards", ())}
         for file in self.files:
             if file not in numbered.values() or (listed and file.name not in listed):
-                report.fail("shards", f"{file}: must be one of the shards that {CORPUS_FILE} names, but is not; move it away and {again}.")  # fmt: skip
+                report.fail(
+                    "shards",
+                    f"{file}: must be one of the shards that {CORPUS_FILE} names, but is not; move it away and {again}.",
+                )
 
     def _check_metadata(self) -> None:
         report, sound = self.report, []
@@ -166,13 +177,22 @@ class _Shards:
             self.metadata = self.metadata or found
             wanted = self.state["hash"] if self.state else self.metadata.hash
             if found != self.metadata or found.hash != wanted:
-                report.fail("metadata", f"{file}: the shard must be of tokenizer {wanted}, but is of {found.hash}, or of other settings; move it away.")  # fmt: skip
+                report.fail(
+                    "metadata",
+                    f"{file}: the shard must be of tokenizer {wanted}, but is of {found.hash}, or of other settings; move it away.",
+                )
                 continue
             if self.state and found.extra.get("corpus") != self.state.get("corpus"):
-                report.fail("metadata", f"{file}: the shard must be of corpus {self.state.get('corpus')}, but is of {found.extra.get('corpus')}; {ANEW}.")  # fmt: skip
+                report.fail(
+                    "metadata",
+                    f"{file}: the shard must be of corpus {self.state.get('corpus')}, but is of {found.extra.get('corpus')}; {ANEW}.",
+                )
             rows = open_shard(file).metadata.num_rows
             if listed.get(file.name, rows) != rows:
-                report.fail("metadata", f"{file}: the shard must have {listed[file.name]} rows, as {CORPUS_FILE} says, but has {rows}; {ANEW}.")  # fmt: skip
+                report.fail(
+                    "metadata",
+                    f"{file}: the shard must have {listed[file.name]} rows, as {CORPUS_FILE} says, but has {rows}; {ANEW}.",
+                )
             sound.append(file)
         self.files = sound
         report.checks["metadata"] = f"tokenizer {self.metadata.hash}" if self.metadata else "none is readable"
@@ -263,7 +283,10 @@ def _check_rows(tokens: _Shards | _Export, report: VerifyReport, progress: bool 
     report.checks["ids"] = "not checked: the rows are damaged" if bad else "unique"
     if not bad:
         for place, id, other in _twice(hashes, tokens.rows):
-            report.fail("ids", f"{place} ('{id}'): ids must be unique, but {other} has the same; make the tokens anew from a corpus without it.")  # fmt: skip
+            report.fail(
+                "ids",
+                f"{place} ('{id}'): ids must be unique, but {other} has the same; make the tokens anew from a corpus without it.",
+            )
     return totals
 
 
@@ -308,7 +331,10 @@ def _check_totals(
     report.checks["totals"] = f"{totals.rows} rows, {totals.frames} frames, {hours:.4g} h"
     for key, value in found.items():
         if not math.isclose(told[key], value, rel_tol=1e-9):
-            report.fail("totals", f"{path / name}: `{key}` must be what the files hold ({value}), but is {told[key]}; mend what else is told here, then write it anew.")  # fmt: skip
+            report.fail(
+                "totals",
+                f"{path / name}: `{key}` must be what the files hold ({value}), but is {told[key]}; mend what else is told here, then write it anew.",
+            )
 
 
 def _count_skipped(path: Path) -> int:
@@ -334,7 +360,11 @@ def _check_audio(
     chosen = {row.id: (place, row) for place, row in tokens.pick(set(numbers.tolist()))}
     there = [u for u in read_corpus(source) if u.id in chosen]
     for id in sorted(set(chosen) - {u.id for u in there}):
-        report.fail("audio", f"{chosen[id][0]} ('{id}'): the utterance must be in {source}, but is not; give the source that was tokenized.")  # fmt: skip
+        report.fail(
+            "audio",
+            f"{chosen[id][0]} ('{id}'): the utterance must be in {source}, but is not; give the source that was tokenized.",
+        )
+    metadata = ShardMetadata.of(tokenizer)
     codes = differ = 0
     for at, result in encode_utterances(there, tokenizer):
         place, row = chosen[there[at].id]
@@ -342,17 +372,17 @@ def _check_audio(
         if isinstance(result, AudioError):
             report.fail("audio", f"{place}: the audio must be readable, but is not: {result}")
         elif result.num_samples != row.num_samples:
-            report.fail("audio", f"{place}: the audio must have {row.num_samples} samples, but has {result.num_samples}: it has changed; tokenize it again.")  # fmt: skip
+            report.fail(
+                "audio",
+                f"{place}: the audio must have {row.num_samples} samples, but has {result.num_samples}: it has changed; tokenize it again.",
+            )
         else:
-            kept = report_codes(tokens.metadata, row)
+            kept = metadata.tokens(row).codes  # [T, D]
             wrong = int((kept != result.codes).sum())
             codes, differ = codes + kept.numel(), differ + wrong
             if wrong:
-                report.fail("audio", f"{place}: {wrong} of {kept.numel()} codes differ from those that its audio gives now: the audio or the tokens have changed, or they were made in batches (--batch-seconds) or on another device; tokenize it again.")  # fmt: skip
+                report.fail(
+                    "audio",
+                    f"{place}: {wrong} of {kept.numel()} codes differ from those that its audio gives now: the audio or the tokens have changed, or they were made in batches (--batch-seconds) or on another device; tokenize it again.",
+                )
     report.checks["audio"] = f"{len(chosen)} utterances encoded again: {differ} of {codes} codes differ"
-
-
-def report_codes(metadata: ShardMetadata | None, row: TokenRow) -> Any:
-    """int64 [T, D]: the codes of a row."""
-    assert metadata is not None  # there are rows
-    return metadata.tokens(row).codes

@@ -1,0 +1,263 @@
+"""`jepa-tok verify`: a sound corpus passes, and each kind of damage is found and named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+
+from jepa_tok import SpeechTokenizer
+from jepa_tok.cli import main
+from jepa_tok.corpus import ShardMetadata, TokenRow, content_hash, tokenize_corpus, write_numbered_shard
+from jepa_tok.corpus.export import export_tokens
+from jepa_tok.corpus.formats import FORMATS
+from jepa_tok.corpus.verify import KEPT, _twice, verify_tokens
+from jepa_tok.errors import CorpusError
+
+METADATA = ShardMetadata("0123456789abcdef", (4,) * 8, 3, (64, 64, 16), 2.5, 24_000)
+HOP = 9600
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return SpeechTokenizer.from_config("tiny")
+
+
+@pytest.fixture(scope="module")
+def made(tokenizer, tmp_path_factory):
+    """Audio of five clips, one of them broken, and their corpus in three shards."""
+    folder = tmp_path_factory.mktemp("made")
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(5):
+        soundfile.write(folder / f"u{i}.wav", rng.normal(0, 0.1, 9000 + 3000 * i), 24_000)
+        lines.append(json.dumps({"id": f"u{i}", "path": f"u{i}.wav", "speaker": "ann"}))
+    (folder / "u3.wav").write_bytes(b"no audio")
+    (folder / "m.jsonl").write_text("\n".join(lines) + "\n")
+    tokenize_corpus(folder / "m.jsonl", folder / "tokens", tokenizer, rows_per_shard=2, progress=False)
+    return folder
+
+
+@pytest.fixture
+def corpus(made, tmp_path):
+    shutil.copytree(made / "tokens", tmp_path / "tokens")
+    return tmp_path / "tokens"
+
+
+def shard(corpus, index=0):
+    return sorted(corpus.glob("tokens-*.parquet"))[index]
+
+
+def edit(corpus, index=0, rename=True, **columns):
+    """Writes columns of a shard anew; `rename` gives the file the name that it then earns."""
+    path = shard(corpus, index)
+    table = pq.read_table(path)
+    for name, values in columns.items():
+        at = table.column_names.index(name)
+        table = table.set_column(at, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+    pq.write_table(table, path)
+    if rename:
+        new = path.with_name(f"tokens-{index:05d}.{content_hash(path)}.parquet")
+        path.rename(new)
+        text = (corpus / "corpus.json").read_text()
+        (corpus / "corpus.json").write_text(text.replace(path.name, new.name))
+        path = new
+    return path
+
+
+def edit_state(corpus, **values):
+    state = json.loads((corpus / "corpus.json").read_text())
+    (corpus / "corpus.json").write_text(json.dumps(state | values))
+
+
+# Sound ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_corpus_is_sound(corpus, made, tokenizer):
+    report = verify_tokens(corpus, tokenizer=tokenizer, source=made / "m.jsonl")
+    assert report.sound and not report.failures
+    assert list(report.checks) == ["state", "shards", "content", "metadata", "rows", "ids", "totals", "audio"]
+    assert not any(found.startswith("not checked") for found in report.checks.values())
+    assert report.checks["audio"].startswith("4 utterances encoded again: 0 of ")
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_exports_are_verified_too(corpus, made, tokenizer, tmp_path, to):
+    export_tokens(corpus, tmp_path / "out", to)
+    report = verify_tokens(tmp_path / "out", tokenizer=tokenizer, source=made / "m.jsonl", sample=2)
+    assert report.sound and report.checks["rows"] == "4 are sound" and "2 utterances" in report.checks["audio"]
+    metadata = tmp_path / "out/metadata.json"
+    metadata.write_text(metadata.read_text().replace('"samples": ', '"samples": 1'))
+    report = verify_tokens(tmp_path / "out")
+    assert list(report.failed) == ["totals"] and "`samples`" in report.failures[0]
+
+
+def test_plain_shards_get_fewer_checks_and_it_is_said(corpus, made):
+    (corpus / "corpus.json").unlink()
+    for place in (corpus, shard(corpus)):
+        report = verify_tokens(place)
+        assert report.sound
+        assert {k for k, v in report.checks.items() if v.startswith("not checked")} == {"state", "totals", "audio"}
+
+
+def test_nothing_is_written(corpus, made, tokenizer):
+    def listing():
+        return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in corpus.iterdir()}
+
+    before = listing()
+    verify_tokens(corpus, tokenizer=tokenizer, source=made / "m.jsonl", sample=1)
+    assert listing() == before
+
+
+# Damage ---------------------------------------------------------------------------------------------------------------
+
+
+def assert_failed(report, check, *parts):
+    assert check in report.failed and not report.sound
+    assert all("\n" not in line for line in report.failures)
+    for part in parts:
+        assert any(str(part) in line for line in report.failures), report.failures
+
+
+def test_missing_and_foreign_shards(corpus):
+    gone = shard(corpus, 1)
+    gone.rename(corpus / "tokens-00009.0123456789abcdef.parquet")
+    report = verify_tokens(corpus)
+    assert_failed(report, "shards", "shard 1 of 3", "tokens-00009", "run `jepa-tok tokenize` again")
+    assert "content" in report.failed and "metadata" not in report.failed
+
+
+def test_two_files_of_one_number(corpus):
+    shutil.copy(shard(corpus), corpus / "tokens-00000.0123456789abcdef.parquet")
+    assert_failed(verify_tokens(corpus), "shards", "shard 0 is both")
+
+
+def test_a_running_corpus(corpus):
+    edit_state(corpus, state="running")
+    report = verify_tokens(corpus)
+    assert_failed(report, "state", "must be done, but is running")
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
+def test_damaged_bytes(corpus, damage):
+    path = shard(corpus)
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 3] ^= 1
+    path.write_bytes({"flip": data, "truncate": data[:-9], "empty": b""}[damage])
+    assert_failed(verify_tokens(corpus), "content", path, "delete it and run `jepa-tok tokenize` again")
+
+
+def test_bad_rows_are_all_named(corpus):
+    tokens = pq.read_table(shard(corpus)).column("tokens").to_pylist()
+    path = edit(corpus, tokens=[[*tokens[0][:-1], 16], tokens[1][:-1]])
+    report = verify_tokens(corpus)
+    assert_failed(report, "rows", f"{path}, row 0 ('u0')", f"{path}, row 1 ('u1')", "must be in 0..15, but is 16")
+    assert report.failed["rows"] == 2 and "content" not in report.failed
+    assert report.checks["ids"].startswith("not checked") and "2 are sound, 2 are not" in report.checks["rows"]
+
+
+def test_lengths_that_contradict(corpus):
+    samples = pq.read_table(shard(corpus)).column("n_samples").to_pylist()
+    edit(corpus, n_samples=[samples[0] + HOP, samples[1]])
+    assert_failed(verify_tokens(corpus), "rows", "`n_frames` must be ceil")
+
+
+def test_an_id_in_two_shards(corpus):
+    path = edit(corpus, index=2, id=["u1"])
+    assert_failed(verify_tokens(corpus), "ids", f"{path}, row 0 ('u1')", f"{shard(corpus)}, row 1 has the same")
+
+
+@pytest.mark.parametrize("key", ["frames", "hours", "tokens", "written", "skipped", "utterances"])
+def test_totals(corpus, key):
+    state = json.loads((corpus / "corpus.json").read_text())
+    edit_state(corpus, **{key: state[key] + 1})
+    report = verify_tokens(corpus)
+    assert_failed(report, "totals", f"`{key}` must be")
+
+
+def test_another_tokenizer(corpus, tokenizer, made):
+    path = shard(corpus, 2)
+    table = pq.read_table(path)
+    text = table.schema.metadata[b"jepa_tok"].decode().replace(tokenizer.hash, "0" * 16)
+    pq.write_table(table.replace_schema_metadata({"jepa_tok": text}), path)
+    assert_failed(verify_tokens(corpus), "metadata", path, "0" * 16)
+    other = SpeechTokenizer.from_config("tiny", seed=1)
+    with pytest.raises(CorpusError, match=f"made by tokenizer {tokenizer.hash}, but the one given is {other.hash}"):
+        verify_tokens(corpus, tokenizer=other, source=made / "m.jsonl")
+
+
+def test_tokens_that_their_audio_does_not_give(corpus, made, tokenizer):
+    tokens = pq.read_table(shard(corpus)).column("tokens").to_pylist()
+    wrong = tokens[1][0] ^ 1  # one digit of base 4, so one code
+    path = edit(corpus, tokens=[tokens[0], [wrong, *tokens[1][1:]]])
+    report = verify_tokens(corpus, tokenizer=tokenizer, source=made / "m.jsonl")
+    assert list(report.failed) == ["audio"]
+    assert_failed(report, "audio", f"{path}, row 1 ('u1'): 1 of 256 codes differ")
+
+
+def test_audio_that_changed_or_went(corpus, made, tokenizer, tmp_path):
+    for name in ("u0", "u1", "u2"):
+        shutil.copy(made / f"{name}.wav", tmp_path)
+    soundfile.write(tmp_path / "u1.wav", np.zeros(100), 24_000)
+    (tmp_path / "u2.wav").unlink()
+    lines = [json.dumps({"id": f"u{i}", "path": str(tmp_path / f"u{i}.wav")}) for i in range(3)]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines) + "\n")
+    report = verify_tokens(corpus, tokenizer=tokenizer, source=tmp_path / "m.jsonl")
+    assert report.failed == {"audio": 3}
+    assert_failed(
+        report,
+        "audio",
+        "has 100: it has changed",
+        "('u2'): the audio must be readable",
+        "('u4'): the utterance must be in",
+    )
+
+
+def test_the_sample_is_drawn_by_its_seed(corpus, made, tokenizer):
+    tokens = pq.read_table(shard(corpus, 2)).column("tokens").to_pylist()
+    edit(corpus, index=2, tokens=[[tokens[0][0] ^ 1, *tokens[0][1:]]])
+    found = [
+        not verify_tokens(corpus, tokenizer=tokenizer, source=made / "m.jsonl", sample=1, seed=s).sound
+        for s in range(8)
+    ]
+    assert any(found) and not all(found)
+
+
+def test_many_failures_are_counted_not_kept(tmp_path):
+    rows = [TokenRow(f"u{i % 10}", torch.tensor([[1, 2, 3]]), 5) for i in range(300)]
+    write_numbered_shard(tmp_path, 0, rows, METADATA, {})
+    report = verify_tokens(tmp_path)
+    assert report.failed == {"ids": 290} and len(report.failures) == KEPT
+
+
+def test_equal_hashes_are_not_equal_ids(monkeypatch):
+    from array import array
+
+    monkeypatch.setattr("jepa_tok.corpus.verify._hash", lambda id: 7)
+    rows = [(f"row {i}", TokenRow(id, torch.zeros(1, 3), 1)) for i, id in enumerate("abca")]
+    assert list(_twice(array("Q", [7] * 4), lambda: iter(rows))) == [("row 3", "a", "row 0")]
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+
+def test_command_line(corpus, made, tokenizer, tmp_path, capsys):
+    tokenizer.save_pretrained(tmp_path / "tok")
+    full = [str(corpus), "--tokenizer", str(tmp_path / "tok"), "--source", str(made / "m.jsonl"), "--sample", "2"]
+    assert main(["verify", *full]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith(": sound\n") and err == "" and "FAILED" not in out
+    shard(corpus, 1).unlink()
+    assert main(["verify", str(corpus)]) == 1
+    out, err = capsys.readouterr()
+    assert "FAILED" in out and "NOT sound" in out and all(line.startswith("jepa-tok: ") for line in err.splitlines())
+    for bad in (["absent"], [corpus, "--source", "x"], [made]):
+        assert main(["verify", *map(str, bad)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
