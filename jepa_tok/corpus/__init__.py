@@ -1,9 +1,10 @@
-"""Corpora in (manifests, Kaldi folders, folders of audio) and out (token shards), and what turns one into the other."""
+"""Corpora in (manifests, Kaldi folders, folders of audio, parquet, tar shards) and out (token shards), and what turns one into the other."""
 
 from __future__ import annotations
 
+from jepa_tok.corpus.audio_source import load_utterance, open_audio
 from jepa_tok.corpus.encode import encode_utterances
-from jepa_tok.corpus.manifest import Utterance, check_corpus, filter_corpus, read_corpus, write_manifest
+from jepa_tok.corpus.manifest import check_corpus, filter_corpus, iter_corpus, read_corpus, write_manifest
 from jepa_tok.corpus.run import CorpusRun, TokenizeSummary
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow, column_types
 from jepa_tok.corpus.shards import (
@@ -16,25 +17,33 @@ from jepa_tok.corpus.shards import (
     write_numbered_shard,
     write_shard,
 )
+from jepa_tok.corpus.spool import UtteranceList, spool_corpus
 from jepa_tok.corpus.tokenize import tokenize_corpus
+from jepa_tok.corpus.utterance import Refused, Utterance
 
 __all__ = [
     "CorpusRun",
+    "Refused",
     "ShardMetadata",
     "TokenRow",
     "TokenShardWriter",
     "TokenizeSummary",
     "Utterance",
+    "UtteranceList",
     "check_corpus",
     "column_types",
     "content_hash",
     "encode_utterances",
     "filter_corpus",
     "find_shards",
+    "iter_corpus",
     "list_shards",
+    "load_utterance",
+    "open_audio",
     "read_corpus",
     "read_metadata",
     "read_shards",
+    "spool_corpus",
     "tokenize_corpus",
     "write_manifest",
     "write_numbered_shard",
