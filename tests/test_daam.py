@@ -1,4 +1,4 @@
-"""DAAM gate: against the equations written out, its masks and its stability."""
+"""DAAM gate: against the equations written out, its masks, its causal windows and its stability."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def by_hand(gate: DaamGate, x: torch.Tensor) -> torch.Tensor:
     return torch.tensor(densities)
 
 
-def make(channels: int = 3) -> DaamGate:
+def make(channels: int = 3, context: int | None = None) -> DaamGate:
     torch.manual_seed(0)
-    gate = DaamGate(channels)
+    gate = DaamGate(channels, context=context)
     torch.nn.init.normal_(gate.offset)
     torch.nn.init.normal_(gate.nu)
     return gate
@@ -52,9 +52,26 @@ def test_statistics_are_taken_over_real_steps_only() -> None:
     assert not together[1, 4:].any()
 
 
+@pytest.mark.parametrize("context", [1, 3, 20])
+@pytest.mark.parametrize("level", [0.0, 1000.0])
+def test_causal_statistics_are_those_of_each_steps_window(context: int, level: float) -> None:
+    gate, x = make(context=context), torch.randn(2, 3, 12) + level
+    mask = torch.arange(12) < torch.tensor([[12], [5]])
+    _, density = gate(x, mask)
+    for t in range(12):
+        window = x[0, :, max(0, t - context) : t + 1].double()
+        # float32 scores near 1000 hold four decimals; a deviation of about one divides the rest.
+        torch.testing.assert_close(
+            density[0, t].double(), by_hand(gate, window)[-1].double(), atol=5e-3 if level else 1e-4, rtol=5e-3
+        )
+    torch.testing.assert_close(density[1, :5], gate(x[1:, :, :5])[1][0])
+    assert not density[1, 5:].any()
+
+
+@pytest.mark.parametrize("context", [None, 2])
 @pytest.mark.parametrize("value", [0.0, 3.0, 1e4])
-def test_a_constant_or_single_step_is_finite_with_finite_gradients(value: float) -> None:
-    gate = make()
+def test_a_constant_or_single_step_is_finite_with_finite_gradients(value: float, context: int | None) -> None:
+    gate = make(context=context)
     for steps in (1, 5):
         x = torch.full((1, 3, steps), value, requires_grad=True)
         gated, density = gate(x)

@@ -18,11 +18,13 @@ from jepa_tok.models.layers import TimeConv, dilated_conv
 from jepa_tok.presets import tokenizer_config
 from jepa_tok.training_config import PredictorConfig
 
-PRESETS = ["tiny", "small", "base", "paper"]
+PRESETS = ["tiny", "small", "small-causal", "base", "paper"]
+KINDS = ["mel", "wave", "mel-causal", "wave-causal"]
 
 
-def toy(front: str = "mel", **overrides: object) -> EncoderConfig:
+def toy(kind: str = "mel", **overrides: object) -> EncoderConfig:
     """A few thousand parameters, hop 240 (mel) or 24 (wave)."""
+    front, causal = kind.removesuffix("-causal"), kind.endswith("-causal")
     values: dict = dict(
         front=front, front_hop=60 if front == "mel" else 1, n_fft=256, n_mels=16, front_channels=8, channels=[8, 12], strides=[2, 2],
         blocks=[1, 1], block="convnext", stage_conformers=[0, 1], latent_dim=16, conformers=1, conformer_heads=4,
@@ -30,6 +32,8 @@ def toy(front: str = "mel", **overrides: object) -> EncoderConfig:
     )  # fmt: skip
     if front == "wave":
         values |= dict(strides=[8, 3], block="hifigan", blocks=[2, 3], conformer_norm="clip", init="trunc_normal")
+    if causal:
+        values |= dict(causal=True, lookback=0.02, conformer_norm="step")
     return EncoderConfig(**(values | overrides))  # type: ignore[arg-type]
 
 
@@ -53,11 +57,11 @@ def test_every_preset_keeps_the_token_contract(name: str) -> None:
     assert config.quantizer.vocab_sizes == [16384] * 18 + [16]
 
 
-@pytest.mark.parametrize("front", ["mel", "wave"])
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
 @given(samples=st.integers(1, 3000))
-def test_frames_are_samples_over_hop_rounded_up(front: str, samples: int) -> None:
-    encoder = _cached(front)
+def test_frames_are_samples_over_hop_rounded_up(kind: str, samples: int) -> None:
+    encoder = _cached(kind)
     with torch.inference_mode():
         out = encoder(torch.zeros(1, samples))
     frames = -(-samples // encoder.config.hop)
@@ -68,20 +72,20 @@ def test_frames_are_samples_over_hop_rounded_up(front: str, samples: int) -> Non
 _ENCODERS: dict[str, Encoder] = {}
 
 
-def _cached(front: str) -> Encoder:
-    if front not in _ENCODERS:
+def _cached(kind: str) -> Encoder:
+    if kind not in _ENCODERS:
         torch.manual_seed(0)
-        _ENCODERS[front] = Encoder(toy(front)).eval()
-    return _ENCODERS[front]
+        _ENCODERS[kind] = Encoder(toy(kind)).eval()
+    return _ENCODERS[kind]
 
 
-@pytest.mark.parametrize("front", ["mel", "wave"])
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 2500), min_size=1, max_size=4), extra=st.integers(0, 1500), seed=st.integers(0, 99)
 )
-def test_a_padded_batch_equals_single_clips(front: str, lengths: list[int], extra: int, seed: int) -> None:
-    encoder = _cached(front)
+def test_a_padded_batch_equals_single_clips(kind: str, lengths: list[int], extra: int, seed: int) -> None:
+    encoder = _cached(kind)
     generator = torch.Generator().manual_seed(seed)
     clips = [0.1 * torch.randn(n, generator=generator) for n in lengths]
     # Noise, not zeros, past each end: what lies there must not matter.
@@ -100,9 +104,9 @@ def test_a_padded_batch_equals_single_clips(front: str, lengths: list[int], extr
                 torch.testing.assert_close(many[i, : one.shape[1]], one[0], atol=5e-3, rtol=5e-3)
 
 
-@pytest.mark.parametrize("front", ["mel", "wave"])
-def test_masking_at_the_input_hides_what_is_masked(front: str) -> None:
-    encoder = _cached(front)
+@pytest.mark.parametrize("kind", KINDS)
+def test_masking_at_the_input_hides_what_is_masked(kind: str) -> None:
+    encoder = _cached(kind)
     hop = encoder.config.hop
     wave = 0.1 * torch.randn(2, 6 * hop)
     changed = wave.clone()
@@ -118,7 +122,7 @@ def test_masking_at_the_input_hides_what_is_masked(front: str) -> None:
     assert not torch.allclose(a, heard)
 
 
-@pytest.mark.parametrize("name", ["tiny", "small"])
+@pytest.mark.parametrize("name", ["tiny", "small", "small-causal"])
 def test_signal_survives_every_stage_at_initialisation(name: str) -> None:
     torch.manual_seed(0)
     encoder = Encoder(tokenizer_config(name).encoder).eval()

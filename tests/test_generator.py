@@ -29,6 +29,8 @@ CONVNEXT = dataclasses.replace(
 )
 CONVNEXT_WAVE = dataclasses.replace(MRF, block="convnext")
 MRF_ISTFT = dataclasses.replace(MRF, head="istft", head_hop=5, n_fft=32)
+CAUSAL = dataclasses.replace(CONVNEXT, causal=True, lookback=0.01)
+CAUSAL_MRF = dataclasses.replace(MRF, causal=True)
 
 
 def build(config: GeneratorConfig) -> Generator:
@@ -47,7 +49,7 @@ def test_paper_has_the_published_number_of_parameters() -> None:
     assert sum(p.numel() for p in generator.parameters()) == 69_291_649
 
 
-@pytest.mark.parametrize("name", ["paper", "base", "small", "tiny"])
+@pytest.mark.parametrize("name", ["paper", "base", "small", "small-causal", "tiny"])
 def test_presets_build_and_give_9600_samples_a_frame(name: str) -> None:
     with torch.device("meta"):
         generator = Generator(tokenizer_config(name).generator)
@@ -56,7 +58,7 @@ def test_presets_build_and_give_9600_samples_a_frame(name: str) -> None:
     assert wave.shape == (2, 3 * 9600)
 
 
-@pytest.mark.parametrize("config", [MRF, CONVNEXT, CONVNEXT_WAVE, MRF_ISTFT])
+@pytest.mark.parametrize("config", [MRF, CONVNEXT, CONVNEXT_WAVE, MRF_ISTFT, CAUSAL, CAUSAL_MRF])
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_length_is_exact_at_odd_strides(config: GeneratorConfig, frames: int) -> None:
     wave = build(config)(torch.randn(2, frames, 8))
@@ -66,7 +68,7 @@ def test_length_is_exact_at_odd_strides(config: GeneratorConfig, frames: int) ->
     assert wave.std() > 0
 
 
-@pytest.mark.parametrize("config", [MRF, CONVNEXT, CONVNEXT_WAVE, MRF_ISTFT])
+@pytest.mark.parametrize("config", [MRF, CONVNEXT, CONVNEXT_WAVE, MRF_ISTFT, CAUSAL, CAUSAL_MRF])
 def test_padding_changes_nothing(config: GeneratorConfig) -> None:
     generator = build(config)
     latents = torch.randn(3, 7, 8)
@@ -79,7 +81,7 @@ def test_padding_changes_nothing(config: GeneratorConfig) -> None:
             assert batch[i, n * config.hop :].eq(0).all()
 
 
-@pytest.mark.parametrize("config", [MRF, CONVNEXT])
+@pytest.mark.parametrize("config", [MRF, CONVNEXT, CAUSAL, CAUSAL_MRF])
 def test_every_parameter_learns(config: GeneratorConfig) -> None:
     generator = build(config).train()
     generator(torch.randn(2, 4, 8), torch.tensor([4, 2])).square().mean().backward()
@@ -160,7 +162,7 @@ def test_contradictions_are_refused_in_one_line(changes: dict, field: str) -> No
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["base", "small", "tiny"])
+@pytest.mark.parametrize("name", ["base", "small", "small-causal", "tiny"])
 def test_istft_head_starts_at_the_level_of_speech(name: str) -> None:
     """The loss need not first find the volume: log-magnitudes of read speech average about -3 on this grid."""
     torch.manual_seed(0)

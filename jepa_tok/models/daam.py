@@ -72,13 +72,12 @@ class DaamGate(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Mean and variance [B, L] of the real scores among each step and the `context` before it.
 
-        Differences of cumulative sums in float64: what cancellation leaves is good to more digits than float32 has, and
-        the work does not grow with the window.
+        In float64, where the difference of squares keeps more digits than float32 has; and each window is summed by itself,
+        not as a difference of cumulative sums, so that what lies outside it does not change a bit.
         """
-        score = look_back(score * real, context, state, (self, "score"))
-        real = look_back(real, context, state, (self, "real"))
-        sums = F.pad(torch.stack([real, score, score.double().square()]).cumsum(-1, dtype=torch.float64), (1, 0))
-        count, total, squares = sums[..., context + 1 :] - sums[..., : -(context + 1)]
-        count = count.clamp_min(1.0)
-        mean = total / count
-        return mean.float(), (squares / count - mean.square()).float()
+        score = look_back(score * real, context, state, (self, "score")).double()
+        real = look_back(real, context, state, (self, "real")).double()
+        share, mean, square = F.avg_pool1d(torch.stack([real, score, score.square()]), context + 1, stride=1)
+        share = share.clamp_min(1.0 / (context + 1))
+        mean = mean / share
+        return mean.float(), (square / share - mean.square()).float()

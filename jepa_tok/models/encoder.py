@@ -177,6 +177,22 @@ class Encoder(nn.Module):
         )
         init_weights(self, config.init)
 
+    @property
+    def receptive_field(self) -> int | None:
+        """Samples, up to its own last one, that a frame depends on; None where it hears the whole clip (not causal)."""
+        if not self.config.causal:
+            return None
+        hop = self.config.front_hop
+        total = _steps_back(self.front.conv) * hop
+        if isinstance(self.front, MelFront):
+            total += self.front.logmel.context
+        for stage, stride in zip(self.stages, self.config.strides):
+            assert isinstance(stage, EncoderStage)
+            total += _steps_back(stage.conv) * hop
+            hop *= stride
+            total += sum(_steps_back(m) for m in (stage.blocks, stage.gate, stage.conformers) if m is not None) * hop
+        return total + _steps_back(self.conformers) * hop + hop
+
     def num_frames(self, samples: Tensor) -> Tensor:
         """Frames of clips of `samples` samples: ceil(S / hop)."""
         return -(-samples // self.config.hop)
@@ -232,3 +248,8 @@ class Encoder(nn.Module):
         for conformer in self.conformers:
             z = conformer(z, heard, state)
         return EncoderOutput(z, lengths, gates if return_gates else None)
+
+
+def _steps_back(module: nn.Module) -> int:
+    """Steps before its own that a step of a causal module's output depends on."""
+    return sum(getattr(m, "context", None) or 0 for m in module.modules())

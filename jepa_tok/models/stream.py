@@ -71,7 +71,7 @@ class StreamDecoder:
     def finish(self) -> Tensor:
         """The clip's last samples [n], so that all are T * hop; the clip is over."""
         # Frames that are no part of the clip push out what waits for the windows of further steps.
-        frames = -(-self._missing // self.generator.hop)
+        frames = -(-(self._early + self._missing) // self.generator.hop) if self._missing else 0
         weight = self.generator.project.weight
         return self._speak(weight.new_zeros(frames, weight.shape[1]), length=0)
 
