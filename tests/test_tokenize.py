@@ -27,6 +27,7 @@ from jepa_tok.corpus import (
     list_shards,
     read_corpus,
     read_shards,
+    spool_corpus,
     tokenize_corpus,
 )
 from jepa_tok.corpus.encode import make_batches
@@ -222,8 +223,27 @@ def test_utterances_from_elsewhere(whole, tmp_path):
     assert contents(tmp_path / "a") == expected
     for bad in ([], [utterances[0]] * 2, [Utterance("a", "a.wav", 2.0, 1.0)], [Utterance("a\n", "a.wav")]):
         with pytest.raises(CorpusError, match=r"^mine"):
-            tokenize_corpus(bad, tmp_path / "b", Counter(), name="mine")
+            tokenize_corpus(bad, tmp_path / "b", Counter(), name="mine", strict=True)
     assert not (tmp_path / "b").exists()
+    spooled = spool_corpus(manifest)
+    tokenize_corpus(spooled, tmp_path / "c", Counter(), rows_per_shard=2)
+    assert contents(tmp_path / "c") == expected
+
+
+def test_refused_rows_are_listed_and_counted(tmp_path):
+    manifest = make_corpus(tmp_path / "in", 3)
+    rows = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([rows[0], "{", rows[0], rows[1], '{"id": "../x", "path": "u2.wav"}', rows[2]]))
+    with pytest.raises(CorpusError, match=r"corpus\.jsonl:2"):
+        tokenize_corpus(manifest, tmp_path / "out", Counter(), strict=True)
+    summary = tokenize_corpus(manifest, tmp_path / "out", Counter())
+    assert (summary.utterances, summary.written, summary.skipped, summary.refused) == (6, 3, 3, 3)
+    skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert all(list(row) == ["id", "path", "reason"] for row in skipped)
+    found = {row["id"]: row["reason"] for row in skipped}
+    assert "corpus.jsonl:2" in found[""] and "corpus.jsonl:5" in found["../x"]
+    assert "corpus.jsonl:3" in found["u0"] and "corpus.jsonl:1" in found["u0"]
+    assert tokenize_corpus(manifest, tmp_path / "out", Counter()) == summary
 
 
 def test_nothing_readable_leaves_nothing(tmp_path):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jepa_tok.corpus.encode import encode_utterances
-from jepa_tok.corpus.manifest import Utterance
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow
 from jepa_tok.corpus.shards import write_numbered_shard
+from jepa_tok.corpus.utterance import Utterance
 from jepa_tok.errors import AudioError, CorpusError
 from jepa_tok.files import as_path
 
@@ -59,7 +59,7 @@ class ShardMaker:
                 rows[at] = TokenRow(u.id, result.ids, result.num_samples, u.info)
             if heard is not None:
                 heard(u, seconds)
-        if skips and self.source is not None and not as_path(self.source).exists():
+        if skips and self.source is not None and not is_there(self.source):
             # A disk that went away is no reason to skip all that is on it.
             raise CorpusError(
                 f"{self.source}: the corpus was there at the start, but has vanished; bring it back and run the same "
@@ -77,3 +77,11 @@ class ShardMaker:
             dataclasses.replace(self.metadata, extra=extra),
             self.columns,
         )
+
+
+def is_there(path: str) -> bool:
+    """Whether `path`, perhaps a URL, exists and can be asked for."""
+    try:
+        return as_path(path).exists()
+    except Exception:  # remote file systems raise errors of their own kinds
+        return False

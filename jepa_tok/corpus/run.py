@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shlex
@@ -28,9 +27,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import jepa_tok
-from jepa_tok.corpus.maker import Heard, ShardMaker
-from jepa_tok.corpus.manifest import Utterance, check_corpus, read_corpus
-from jepa_tok.corpus.schema import ShardMetadata, column_types
+from jepa_tok.corpus.maker import Heard, ShardMaker, is_there
+from jepa_tok.corpus.schema import ShardMetadata
 from jepa_tok.corpus.shards import (
     CORPUS_FILE,
     CORPUS_FORMAT,
@@ -40,6 +38,8 @@ from jepa_tok.corpus.shards import (
     read_state,
     writing,
 )
+from jepa_tok.corpus.spool import UtteranceList, spool_corpus
+from jepa_tok.corpus.utterance import Utterance
 from jepa_tok.errors import CorpusError
 from jepa_tok.files import as_path, atomic_writer, is_url, write_text
 
@@ -84,7 +84,7 @@ class CorpusRun:
 
     Every process makes one; rank 0 calls `start`; after a barrier, each lists `pending()`; after another, each calls
     `make` for its share of the list; after a last one, rank 0 calls `finish`. No two processes make the same shard, so
-    nothing else is shared. Raises CorpusError as `read_corpus` does. See `tokenize_corpus` for the parameters.
+    nothing else is shared. Raises CorpusError as `spool_corpus` does. See `tokenize_corpus` for the parameters.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class CorpusRun:
         *,
         split: str | None = None,
         where: str | Iterable[str] | None = None,
+        allow_pipes: bool = False,
         rows_per_shard: int = 500,
         batch_seconds: float | None = None,
         strict: bool = False,
@@ -106,19 +107,15 @@ class CorpusRun:
         if batch_seconds is not None and not batch_seconds > 0:
             raise CorpusError(f"`batch_seconds` must be greater than 0, but is {batch_seconds} instead.")
         self.out, self.tokenizer = as_path(out), tokenizer
-        if isinstance(source, (str, os.PathLike)):
-            self.source, self.utterances = str(source), read_corpus(source, split=split, where=where)
-        else:
-            self.source, self.utterances = name, check_corpus(source, name, split=split, where=where)
+        self.source = str(source) if isinstance(source, (str, os.PathLike)) else name
+        self.utterances = _spool(source, split, where, allow_pipes, strict, name)
         self.rows_per_shard = rows_per_shard
         self.num_shards = -(-len(self.utterances) // rows_per_shard)
-        self.columns = column_types(u.info for u in self.utterances)
-        self.digest = _digest(self.utterances)
-        self.refused: list[Any] = []
+        self.columns, self.digest = self.utterances.columns, self.utterances.digest
         self.metadata = ShardMetadata.of(tokenizer, corpus=self.digest)
         self.maker = ShardMaker(
             out=str(self.out),
-            source=self.source if as_path(self.source).exists() else None,
+            source=self.source if is_there(self.source) else None,
             tokenizer=tokenizer,
             metadata=self.metadata,
             columns=self.columns,
@@ -186,13 +183,13 @@ class CorpusRun:
         """
         if not self.pending() and (summary := self._summary_of_before()):
             return summary
-        made = set(self.pending())
+        made, refused = set(self.pending()), len(self.utterances.refused)
         written = skipped = frames = samples = new_samples = 0
         reason = ""
         shards: list[dict[str, Any]] = []
         with self._writer(SKIPPED_FILE) as file:
-            for refused in self.refused:
-                file.write(_json_line(refused))
+            for row in self.utterances.refused:
+                file.write(_json_line({"id": row.id, "path": row.path, "reason": row.reason}))
             for index, path in self._all_shards():
                 counts, skips = self._count(index, path)
                 for skip in skips:
@@ -219,10 +216,10 @@ class CorpusRun:
             out=str(self.out),
             hash=self.metadata.hash,
             corpus=self.digest,
-            utterances=len(self.utterances) + len(self.refused),
+            utterances=len(self.utterances) + refused,
             written=written,
-            skipped=skipped + len(self.refused),
-            refused=len(self.refused),
+            skipped=skipped + refused,
+            refused=refused,
             num_shards=self.num_shards,
             hours=samples / self.metadata.sample_rate / 3600,
             frames=frames,
@@ -290,11 +287,13 @@ class CorpusRun:
         if not (self.out / CORPUS_FILE).exists():
             return None
         state = read_state(self.out)
+        refused = len(self.utterances.refused)
         names = [field.name for field in dataclasses.fields(TokenizeSummary)]
         files = [path.name for path in list_shards(self.out).values()]
         if (
             state["state"] != "done"
             or not all(name in state for name in names)
+            or state["refused"] != refused
             or [shard["file"] for shard in state.get("shards", [])] != files
             or not (self.out / SKIPPED_FILE).exists()
         ):
@@ -322,11 +321,22 @@ def _json_line(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
-def _digest(utterances: Sequence[Utterance]) -> str:
-    sha = hashlib.sha256()
-    for u in utterances:
-        sha.update(json.dumps([u.id, u.path, u.start, u.end, u.info], sort_keys=True).encode() + b"\n")
-    return sha.hexdigest()[:16]
+def _spool(
+    source: str | os.PathLike[str] | Iterable[Utterance],
+    split: str | None,
+    where: str | Iterable[str] | None,
+    allow_pipes: bool,
+    strict: bool,
+    name: str,
+) -> UtteranceList:
+    before = source.refused if isinstance(source, UtteranceList) else []
+    if strict and before:
+        raise CorpusError(before[0].reason)
+    if isinstance(source, UtteranceList) and split is None and not where:
+        return source
+    utterances = spool_corpus(source, split=split, where=where, allow_pipes=allow_pipes, strict=strict, name=name)
+    utterances.refused[:0] = before
+    return utterances
 
 
 def _lock(folder: Path) -> int | None:

@@ -17,6 +17,9 @@ from jepa_tok.errors import CorpusError
 
 ENGINES = ("local", "ray")
 
+READERS = 2
+"""Threads that read audio, where not told."""
+
 
 def tokenize_corpus(
     source: str | os.PathLike[str] | Sequence[Utterance],
@@ -25,6 +28,7 @@ def tokenize_corpus(
     *,
     split: str | None = None,
     where: str | Iterable[str] | None = None,
+    allow_pipes: bool = False,
     batch_seconds: float | None = None,
     rows_per_shard: int = 500,
     strict: bool = False,
@@ -32,23 +36,24 @@ def tokenize_corpus(
     overwrite: bool = False,
     progress: bool | None = None,
     engine: str = "local",
-    workers: int = 2,
+    workers: int | None = None,
     command: str | None = None,
     name: str = "utterances",
 ) -> TokenizeSummary:
     """Tokenizes `source` into the folder `out`, or goes on with it; either may be a URL that fsspec knows.
 
-    `source` is what `read_corpus` reads (see there for `split` and `where`), or utterances with ids that differ; `name`
-    is then what stands for them in corpus.json.
+    `source` is what `spool_corpus` reads (see there for `split`, `where` and `allow_pipes`), an UtteranceList that it made, or
+    other utterances with ids that differ; `name` is then what stands for them in corpus.json.
 
     Clips are encoded one at a time, so that no id depends on what else is in the corpus; `batch_seconds` makes padded
     batches of clips of like length, up to that many seconds: faster on a GPU, and equal but for the last bits of a float
-    (see SpeechTokenizer.encode), reproducibly so for one corpus and one `rows_per_shard`. A bad file is skipped, listed and
-    counted; with `strict` the first one raises CorpusError. `retry_skipped` makes shards with skipped files anew;
-    `overwrite` makes all of them anew. `progress`: None shows a bar on terminals, True always.
+    (see SpeechTokenizer.encode), reproducibly so for one corpus and one `rows_per_shard`. Bad files, and rows of the source
+    that break a rule, are skipped, listed and counted; with `strict` the first one raises CorpusError. `retry_skipped` makes
+    shards with skipped files anew; `overwrite` makes all of them anew. `progress`: None shows a bar on terminals, True always.
 
-    `engine` "local" works in this process, where `workers` threads read audio; "ray" in `workers` actors of the Ray
-    cluster at hand, or of one on this machine, each with a tokenizer on its own CPU or, where `tokenizer` is on one, GPU.
+    `engine` "local" works in this process, where `workers` (2) threads read audio; "ray" in `workers` (all CPUs, or GPUs)
+    actors of the Ray cluster at hand, or of one on this machine, each with a tokenizer on its own CPU or, where `tokenizer`
+    is on one, GPU.
 
     Raises CorpusError where `out` belongs to another corpus, tokenizer, `rows_per_shard` or `batch_seconds`, where another
     process is writing to it, and where not one utterance could be tokenized.
@@ -61,6 +66,7 @@ def tokenize_corpus(
         tokenizer,
         split=split,
         where=where,
+        allow_pipes=allow_pipes,
         rows_per_shard=rows_per_shard,
         batch_seconds=batch_seconds,
         strict=strict,
@@ -76,7 +82,7 @@ def tokenize_corpus(
                 make_shards(run, workers, bar)
             else:
                 for index in run.pending():
-                    run.make(index, workers, bar.heard)
+                    run.make(index, workers or READERS, bar.heard)
         return run.finish(command)
     finally:
         run.close()
@@ -111,7 +117,7 @@ class Progress:
 
     def heard(self, utterance: Utterance, seconds: float) -> None:
         """After each utterance: its seconds of audio, 0 where it was skipped."""
-        self.add(1, _length(utterance) or 0.0 if self._by_length else 0.0, seconds, int(seconds == 0))
+        self.add(1, manifest_seconds(utterance) or 0.0 if self._by_length else 0.0, seconds, int(seconds == 0))
 
     def add(self, utterances: int, expected: float, seconds: float, skipped: int) -> None:
         """After any number of utterances that the manifest says last `expected` seconds."""
@@ -134,8 +140,8 @@ class Progress:
         self._bar.close()
 
 
-def _length(u: Utterance) -> float | None:
-    # As the manifest tells it, in seconds; None where it does not.
+def manifest_seconds(u: Utterance) -> float | None:
+    """How long the manifest says the clip is; None where it does not."""
     if u.end is not None:
         return u.end - (u.start or 0.0)
     told = u.info.get("duration_s")
@@ -146,7 +152,7 @@ def _total_seconds(run: CorpusRun) -> float | None:
     total = 0.0
     for index in run.pending():
         for u in run.members(index):
-            seconds = _length(u)
+            seconds = manifest_seconds(u)
             if seconds is None or seconds < 0:
                 return None
             total += seconds
