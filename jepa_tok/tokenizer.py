@@ -25,13 +25,15 @@ from torch import Tensor, nn
 
 from jepa_tok import hub, packing
 from jepa_tok.audio import AudioFile, prepare_wave
+from jepa_tok.clips import Heard, decode_clips, encode_clips, read_ahead
 from jepa_tok.config import TokenizerConfig, to_dict
 from jepa_tok.errors import AudioError, ConfigError, JepaTokError, TokenError
-from jepa_tok.inference import Heard, decode_clips, encode_clips, exact_inference, read_ahead
+from jepa_tok.inference import exact_inference
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.fsq import FSQ
 from jepa_tok.models.generator import Generator
 from jepa_tok.presets import tokenizer_config
+from jepa_tok.streaming import StreamingSession
 from jepa_tok.tokens import Tokens
 
 
@@ -346,6 +348,16 @@ class SpeechTokenizer(nn.Module):
                 )
             yield index, block[: left[index]].clone()  # an ordinary tensor, of its own memory
             left[index] -= block.shape[0]
+
+    # --- both at once
+
+    def streaming(self, sample_rate: int | None = None) -> StreamingSession:
+        """A stream that gives tokens as someone speaks, and speech as tokens come: see `StreamingSession`.
+
+        `sample_rate` is that of the samples that will come, this tokenizer's own if None. Raises ConfigError for a tokenizer
+        whose encoder is not causal (`small-causal` is).
+        """
+        return StreamingSession(self, sample_rate)
 
     def _check_tokens(self, tokens: Any, name: str, check: bool) -> None:
         """Raises TokenError where `tokens` cannot be decoded here."""

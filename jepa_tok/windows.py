@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Window:
     """Frames [start, start + size) of a clip are heard, of which [first, last) are given."""
 
@@ -28,6 +28,11 @@ class Window:
     size: int
     first: int
     last: int
+
+    @classmethod
+    def whole(cls, num_frames: int) -> Window:
+        """The window of a clip that needs no other."""
+        return cls(0, 0, num_frames, 0, num_frames)
 
     @property
     def kept(self) -> slice:

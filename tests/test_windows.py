@@ -15,9 +15,9 @@ from torch import Tensor
 
 from jepa_tok import SpeechTokenizer, audio, load_audio, save_audio
 from jepa_tok.audio import AudioFile, Resampler, resample
+from jepa_tok.clips import read_ahead
 from jepa_tok.config import TokenizerConfig, WindowConfig
 from jepa_tok.errors import AudioError, ConfigError
-from jepa_tok.inference import read_ahead
 from jepa_tok.presets import tokenizer_config
 from jepa_tok.windows import Joiner, Window, cut_frames, cut_samples
 
@@ -277,3 +277,50 @@ def test_reading_ahead_hands_on_errors() -> None:
     with pytest.raises(AudioError, match="gone"):
         next(items)
     assert list(read_ahead([])) == []
+
+
+# --- causal models need no windows
+
+
+@pytest.fixture(scope="module")
+def causal() -> SpeechTokenizer:
+    """`tiny` in the causal layout, with windows of 4 s for batches."""
+    config = tokenizer_config("tiny")
+    encoder = replace(config.encoder, causal=True, conformer_kernel=9)
+    generator = replace(config.generator, causal=True)
+    window = WindowConfig(seconds=4.0, context=0.8)
+    return SpeechTokenizer.from_config(
+        replace(config, name="tiny-causal", encoder=encoder, generator=generator, window=window), seed=0
+    )
+
+
+def test_a_causal_tokenizer_gives_what_its_stream_gives(causal: SpeechTokenizer) -> None:
+    waves = [noise(s, i) for i, s in enumerate((9.3, 0.4, 4.0, 0.01))]
+    alone = [causal.encode(wave) for wave in waves]
+    assert causal.encode(waves) == alone
+    for wave, tokens, decoded in zip(waves, alone, causal.decode(alone)):
+        with causal.streaming() as stream:
+            stream.push(wave)
+            stream.finish()
+            assert stream.tokens == tokens
+            spoken = torch.cat([stream.decode(tokens.ids), stream.flush()])
+        assert torch.equal(spoken[: len(wave)], decoded) and torch.equal(causal.decode(tokens), decoded)
+        assert [len(g) for g in causal.gates(wave)] == [
+            g.shape[1] for g in causal.encoder(wave[None], return_gates=True).gates or []
+        ]
+
+
+def test_a_causal_tokenizer_in_batches(causal: SpeechTokenizer) -> None:
+    waves = [noise(s, i) for i, s in enumerate((9.3, 0.4, 4.0, 2.0, 0.01))]
+    latents = causal.latents(waves)
+    sizes: list[int] = []
+    handle = causal.encoder.register_forward_hook(lambda module, given, out: sizes.append(given[0].shape[0]))
+    try:
+        for batched, z in zip(causal.latents(waves, batch_seconds=16.0), latents):
+            torch.testing.assert_close(batched, z, rtol=1e-3, atol=1e-4)
+    finally:
+        handle.remove()
+    assert max(sizes) == 4 and sizes.count(1) == 24  # the long clip's frames, and four clips at once
+    tokens = causal.encode(waves)
+    for batched, wave in zip(causal.decode(tokens, batch_seconds=16.0), causal.decode(tokens)):
+        torch.testing.assert_close(batched, wave, rtol=1e-3, atol=1e-4)
