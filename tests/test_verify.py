@@ -17,7 +17,8 @@ from jepa_tok.cli import main
 from jepa_tok.corpus import ShardMetadata, TokenRow, content_hash, tokenize_corpus, write_numbered_shard
 from jepa_tok.corpus.export import export_tokens
 from jepa_tok.corpus.formats import FORMATS
-from jepa_tok.corpus.verify import KEPT, _twice, verify_tokens
+from jepa_tok.corpus.verify import _twice, verify_tokens
+from jepa_tok.corpus.verify_files import KEPT
 from jepa_tok.errors import CorpusError
 
 METADATA = ShardMetadata("0123456789abcdef", (4,) * 8, 3, (64, 64, 16), 2.5, 24_000)
@@ -115,6 +116,16 @@ def test_nothing_is_written(corpus, made, tokenizer):
     assert listing() == before
 
 
+def test_a_folder_behind_a_url(corpus):
+    import fsspec
+
+    url = f"memory://{corpus.as_posix().lstrip('/')}"
+    fsspec.filesystem("memory").put(str(corpus), url, recursive=True)
+    assert verify_tokens(url).sound
+    fsspec.filesystem("memory").rm(f"{url}/{shard(corpus).name}")
+    assert list(verify_tokens(url).failed) == ["shards", "totals"]
+
+
 # Damage ---------------------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +153,15 @@ def test_a_running_corpus(corpus):
     edit_state(corpus, state="running")
     report = verify_tokens(corpus)
     assert_failed(report, "state", "must be done, but is running")
+
+
+def test_a_corpus_json_without_counts(corpus):
+    state = {"format": "jepa-tok-corpus/1", "state": "done", "num_shards": 3}
+    (corpus / "corpus.json").write_text(json.dumps(state))
+    assert_failed(verify_tokens(corpus), "totals", "`hours` must be")
+    (corpus / "corpus.json").write_text("{")
+    with pytest.raises(CorpusError, match=r"not the corpus\.json"):
+        verify_tokens(corpus)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])

@@ -1,4 +1,4 @@
-"""The command line `jepa-tok`: encode, decode, resynth, tokenize, info, report; a module each, named as the Python verbs.
+"""The command line `jepa-tok`: encode, decode, resynth, tokenize, export, verify, vocabulary, info, report; a module each, named as the Python verbs.
 
 torch is imported by the verbs when they run, so that `--help` answers at once.
 """

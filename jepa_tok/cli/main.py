@@ -1,6 +1,7 @@
 """Parses the command line, runs a verb, and tells every error that a user can cause in one line.
 
-Exit status: 0 done; 1 done, but files were skipped; 2 an error; 130 interrupted; 141 whoever read the output went away.
+Exit status: 0 done; 1 done, but files were skipped (tokenize) or checks failed (verify); 2 an error; 130 interrupted;
+141 whoever read the output went away.
 """
 
 from __future__ import annotations

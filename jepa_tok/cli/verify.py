@@ -23,6 +23,9 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("tokens", metavar="TOKENS", help="a tokenized corpus, shards, or an exported folder")
     parser.add_argument("--source", metavar="SRC", help="what was tokenized: a manifest, a Kaldi data folder, ...")
     parser.add_argument(
+        "--allow-pipes", action="store_true", help="run the commands in a Kaldi wav.scp; only for data that you trust"
+    )
+    parser.add_argument(
         "--sample", metavar="N", type=positive(int), default=20, help="utterances to encode again (default: 20)"
     )
     parser.add_argument("--sample-seed", metavar="N", type=int, default=0, help="of the draw (default: 0)")
@@ -38,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         args.tokens,
         tokenizer=None if args.tokenizer is None else load_tokenizer(args),
         source=args.source,
+        allow_pipes=args.allow_pipes,
         sample=args.sample,
         seed=args.sample_seed,
     )

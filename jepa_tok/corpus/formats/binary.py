@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, overload
 
 from jepa_tok.corpus.formats.common import (
     ExportInfo,
-    first_line,
     json_values,
     make_row,
     parse_values,
@@ -30,6 +29,7 @@ from jepa_tok.corpus.formats.common import (
     require_local,
 )
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow
+from jepa_tok.corpus.utterance import one_line
 from jepa_tok.errors import CorpusError
 from jepa_tok.files import as_path
 
@@ -107,7 +107,7 @@ class TokenBin:
             self.offsets = np.load(path, mmap_mode="r", allow_pickle=False)
             dtype = np.dtype(self.info.dtype).newbyteorder("<")
         except (ValueError, OSError, TypeError) as e:
-            raise CorpusError(f"{path}: not a readable index: {first_line(e)}; export the tokens again.") from None
+            raise CorpusError(f"{path}: not a readable index: {one_line(e)}; export the tokens again.") from None
         expected, size = (self.info.utterances + 1,), (self.folder / BIN_FILE).stat().st_size
         if self.offsets.shape != expected or self.offsets.dtype != np.dtype("<i8") or self.offsets[0] != 0:
             raise CorpusError(f"{path}: the index must be int64 {list(expected)} from 0, but is not; export again.")

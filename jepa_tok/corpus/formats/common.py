@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from jepa_tok.corpus.schema import RESERVED, ShardMetadata, TokenRow, check_row
 from jepa_tok.corpus.shards import find_shards, open_shard, read_metadata, read_shards
+from jepa_tok.corpus.utterance import one_line
 from jepa_tok.errors import CorpusError
 from jepa_tok.files import as_path, is_url
 
@@ -71,13 +72,8 @@ class ExportInfo:
             if not set(info.columns.values()) <= set(KINDS):
                 raise ValueError("unknown column types")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            raise CorpusError(f"{path}: not the {METADATA_FILE} of exported tokens: {first_line(e)}.") from None
+            raise CorpusError(f"{path}: not the {METADATA_FILE} of exported tokens: {one_line(e)}.") from None
         return info
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 # Opening --------------------------------------------------------------------------------------------------------------
@@ -253,7 +249,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 given = json.loads(line)
             except ValueError as e:
-                raise CorpusError(f"{place}: the line must be JSON, but is not: {first_line(e)}.") from None
+                raise CorpusError(f"{place}: the line must be JSON, but is not: {one_line(e)}.") from None
             if not isinstance(given, dict):
                 raise CorpusError(f"{place}: the line must be a JSON object, but is not.")
             yield place, given

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from jepa_tok.corpus.formats.common import ExportInfo, json_values, make_row, parse_values, require_files
-from jepa_tok.corpus.manifest import read_lines
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow
 from jepa_tok.errors import CorpusError
 
@@ -47,7 +46,7 @@ class Writer:
 
     def add(self, row: TokenRow) -> None:
         """See RowWriter."""
-        if not row.id or re.search(r"[\s\ufeff]", row.id):
+        if not row.id or re.search(r"\s", row.id):
             raise CorpusError(
                 f"the id '{row.id}' must have no blanks and not be empty in Kaldi text; rename it, or export to jsonl."
             )
@@ -79,8 +78,17 @@ class _Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lines = read_lines(path)
+        self._lines = self._read()
         self.step()
+
+    def _read(self) -> Iterator[tuple[int, str]]:
+        # Not `read_lines` of manifests: hours of tokens are one line, longer than any line of a manifest.
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield number, line.decode().removesuffix("\n")
+                except UnicodeDecodeError:
+                    raise CorpusError(f"{self.path}:{number}: the line must be UTF-8, but is not.") from None
 
     def step(self) -> None:
         number, line = next(self._lines, (0, ""))

@@ -21,8 +21,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from jepa_tok.corpus.formats.common import ExportInfo, first_line, json_values, make_row, parse_values
+from jepa_tok.corpus.formats.common import ExportInfo, json_values, make_row, parse_values
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow
+from jepa_tok.corpus.utterance import one_line
 from jepa_tok.errors import CorpusError
 
 FOLDER = "shar"
@@ -102,7 +103,7 @@ def read_rows(folder: Path, info: ExportInfo) -> Iterator[TokenRow]:
                 yield from _read_shard(cuts, file, info, shard, tar)
         except (tarfile.TarError, zlib.error, EOFError, OSError) as e:
             raise CorpusError(
-                f"{shard}: the shard or its {tar.name} is damaged: {first_line(e)}; export the tokens again."
+                f"{shard}: the shard or its {tar.name} is damaged: {one_line(e)}; export the tokens again."
             ) from None
 
 
@@ -132,7 +133,7 @@ def _read_shard(cuts: Any, file: IO[bytes], info: ExportInfo, shard: Path, tar: 
             try:
                 ids = np.load(io.BytesIO(stream.read() if stream else b""), allow_pickle=False)
             except (ValueError, EOFError) as e:
-                raise CorpusError(f"{tar} ('{id}'): not a numpy array: {first_line(e)}.") from None
+                raise CorpusError(f"{tar} ('{id}'): not a numpy array: {one_line(e)}.") from None
             values = parse_values({**fields, **custom}, info.columns, place)
             yield make_row(id, ids.reshape(-1), samples, values, info.metadata, place)
         if next(arrays, None) is not None:

@@ -1,0 +1,213 @@
+"""The parts of `verify_tokens` that look at files: names, content, metadata, and rows with their places.
+
+`Shards` is for parquet, `Export` for every other format; both have `metadata`, `check_files`, `rows` and `pick`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jepa_tok.corpus.formats import open_tokens
+from jepa_tok.corpus.schema import ShardMetadata, TokenRow, from_table
+from jepa_tok.corpus.shards import (
+    CORPUS_FILE,
+    content_hash,
+    list_shards,
+    named_hash,
+    open_shard,
+    read_metadata,
+    read_shards,
+    read_state,
+)
+from jepa_tok.corpus.utterance import one_line
+from jepa_tok.errors import CorpusError
+
+KEPT = 100
+"""Failures whose lines are kept; the rest are counted."""
+
+
+@dataclass
+class VerifyReport:
+    """What was checked, and what failed."""
+
+    path: str
+    checks: dict[str, str] = field(default_factory=dict)
+    """Name of each check -> what was found; one that could not be made says so."""
+    failed: dict[str, int] = field(default_factory=dict)
+    """Name of a check -> failures."""
+    failures: list[str] = field(default_factory=list)
+    """A line each: place, rule, what was found, how to mend it; the first KEPT of them."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failed
+
+    def fail(self, check: str, message: str) -> None:
+        """Counts a failure of `check`."""
+        self.failed[check] = self.failed.get(check, 0) + 1
+        if len(self.failures) < KEPT:
+            self.failures.append(message)
+
+
+class Shards:
+    """Parquet shards: files, names, content, metadata; rows with their place, those of a damaged shard left out."""
+
+    def __init__(self, path: Path, report: VerifyReport, exported: bool) -> None:
+        self.path, self.report = path, report
+        self.metadata: ShardMetadata | None = None
+        again = "run `jepa-tok tokenize` again with the same command"
+        self._anew = "export the tokens again" if exported else f"delete it and {again}"
+        self._rest = "export the tokens again" if exported else f"{again}, it makes what is missing"
+        self.files: list[Path] = [path] if path.is_file() else sorted(path.glob("tokens-*.parquet"))
+        self.state: dict[str, Any] | None = None
+        if path.is_dir() and (path / CORPUS_FILE).exists():
+            self.state = read_state(path)
+        if not self.files and self.state is None:
+            raise CorpusError(f"{path}: the folder must hold token shards (tokens-*.parquet), but holds none.")
+
+    def check_files(self) -> None:
+        """Checks state, names, content and metadata; what fails the last has no rows to be checked."""
+        report, state = self.report, self.state
+        report.checks["state"] = f"not checked: there is no {CORPUS_FILE}"
+        if state is not None:
+            report.checks["state"] = state["state"]
+            if state["state"] != "done":
+                report.fail(
+                    "state",
+                    f"{self.path}: the corpus must be done, but is {state['state']}; {self._rest}.",
+                )
+        self._check_names()
+        hashed = [f for f in self.files if named_hash(f) is not None]
+        report.checks["content"] = f"{len(hashed)} of {len(self.files)} shards are named by their content"
+        for file in hashed:
+            found = content_hash(file)
+            if found != named_hash(file):
+                report.fail(
+                    "content",
+                    f"{file}: the bytes must give the name's hash, but give {found}: the shard is damaged; {self._anew}.",
+                )
+        self._check_metadata()
+
+    def _check_names(self) -> None:
+        report, state = self.report, self.state
+        report.checks["shards"] = str(len(self.files))
+        try:
+            numbered = list_shards(self.path) if self.path.is_dir() else {}
+        except CorpusError as e:
+            report.fail("shards", str(e))
+            return
+        if state is None:
+            return
+        for index in sorted(set(range(state["num_shards"])) - set(numbered)):
+            report.fail(
+                "shards",
+                f"{self.path}: shard {index} of {state['num_shards']} must be there, but is missing; {self._rest}.",
+            )
+        listed = {s["file"]: s["rows"] for s in state.get("shards", ())}
+        for file in self.files:
+            if file not in numbered.values() or (listed and file.name not in listed):
+                report.fail(
+                    "shards",
+                    f"{file}: must be one of the shards that {CORPUS_FILE} names, but is not; move it away and {self._rest}.",
+                )
+
+    def _check_metadata(self) -> None:
+        report, sound = self.report, []
+        listed = {s["file"]: s["rows"] for s in (self.state or {}).get("shards", ())}
+        for file in self.files:
+            try:
+                found = read_metadata(file)
+            except CorpusError as e:
+                report.fail("metadata", str(e))
+                continue
+            self.metadata = self.metadata or found
+            wanted = (self.state or {}).get("hash", self.metadata.hash)
+            if found != self.metadata or found.hash != wanted:
+                report.fail(
+                    "metadata",
+                    f"{file}: the shard must be of tokenizer {wanted}, but is of {found.hash}, or of other settings; move it away.",
+                )
+                continue
+            if self.state and found.extra.get("corpus") != self.state.get("corpus"):
+                report.fail(
+                    "metadata",
+                    f"{file}: the shard must be of corpus {self.state.get('corpus')}, but is of {found.extra.get('corpus')}; {self._anew}.",
+                )
+            rows = open_shard(file).metadata.num_rows
+            if listed.get(file.name, rows) != rows:
+                report.fail(
+                    "metadata",
+                    f"{file}: the shard must have {listed[file.name]} rows, as {CORPUS_FILE} says, but has {rows}; {self._anew}.",
+                )
+            sound.append(file)
+        self.files = sound
+        report.checks["metadata"] = f"tokenizer {self.metadata.hash}" if self.metadata else "none is readable"
+
+    def rows(self) -> Iterator[tuple[str, TokenRow]]:
+        """Place and row of every sound row; a bad one is a failure."""
+        import pyarrow as pa
+
+        for shard in self.files:
+            metadata, first = read_metadata(shard), 0
+            try:
+                for batch in open_shard(shard).iter_batches(batch_size=1024):
+                    yield from self._sound(pa.Table.from_batches([batch]), metadata, shard, first)
+                    first += batch.num_rows
+            except (pa.ArrowException, OSError) as e:
+                self.report.fail(
+                    "rows", f"{shard}: the shard is damaged from row {first} on: {one_line(e)}; {self._anew}."
+                )
+
+    def _sound(self, table: Any, metadata: ShardMetadata, shard: Path, first: int) -> Iterator[tuple[str, TokenRow]]:
+        try:
+            rows = list(from_table(table, metadata, str(shard), first))
+        except CorpusError:  # then one by one, so that each bad one is named
+            for at in range(table.num_rows):
+                try:
+                    (row,) = from_table(table.slice(at, 1), metadata, str(shard), first + at)
+                except CorpusError as e:
+                    self.report.fail("rows", f"{str(e).rstrip('.')}; the shard is damaged: {self._anew}.")
+                else:
+                    yield f"{shard}, row {first + at}", row
+        else:
+            yield from ((f"{shard}, row {first + at}", row) for at, row in enumerate(rows))
+
+    def pick(self, numbers: set[int]) -> Iterator[tuple[str, TokenRow]]:
+        """The rows of these numbers; only their shards are read."""
+        first = 0
+        for shard in self.files:
+            size = open_shard(shard).metadata.num_rows
+            if not numbers.isdisjoint(range(first, first + size)):
+                for at, row in enumerate(read_shards(shard)):
+                    if first + at in numbers:
+                        yield f"{shard}, row {at}", row
+            first += size
+
+
+class Export:
+    """An export that is not parquet: its reader checks each row and ends at the first bad one."""
+
+    def __init__(self, path: Path, report: VerifyReport) -> None:
+        self.path, self.report = path, report
+        self._tokens = open_tokens(path)
+        self.metadata: ShardMetadata | None = self._tokens.metadata
+
+    def check_files(self) -> None:
+        """Names the format; opening has checked the rest."""
+        self.report.checks["format"] = self._tokens.layout
+        self.report.checks["metadata"] = f"tokenizer {self._tokens.metadata.hash}"
+
+    def rows(self) -> Iterator[tuple[str, TokenRow]]:
+        """Place and row of each row up to the first bad one, which is a failure."""
+        try:
+            yield from ((f"{self.path}, row {at}", row) for at, row in enumerate(self._tokens.rows()))
+        except CorpusError as e:
+            self.report.fail("rows", str(e))
+
+    def pick(self, numbers: set[int]) -> Iterator[tuple[str, TokenRow]]:
+        """The rows of these numbers."""
+        return ((f"{self.path}, row {at}", row) for at, row in enumerate(self._tokens.rows()) if at in numbers)
