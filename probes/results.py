@@ -11,7 +11,6 @@ Rows are always tokens, random, logmel, shuffled, chance, majority; one that cou
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jepa_tok.files import write_text
 from probes.data import ProbeError
 
 FORMAT = "jepa-tok-probe/1"
@@ -144,14 +144,8 @@ def check_out(folder: Path, task: str) -> None:
 
 def write(folder: Path, results: dict[str, Any]) -> None:
     """Writes `results.json` and `results.md` in `folder`, each at once or not at all."""
-    _replace(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    _replace(folder / "results.md", markdown(results))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(folder / "results.md", markdown(results))
 
 
 def cells(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

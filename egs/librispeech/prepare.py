@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 import soundfile
 
 from jepa_tok.errors import CorpusError, JepaTokError
+from jepa_tok.files import write_text
 
 SPLITS = ("train", "dev", "test")
 
@@ -105,11 +105,7 @@ def add_utterance_split(utterances: list[dict[str, object]]) -> None:
 
 def write_jsonl(path: Path, utterances: list[dict[str, object]]) -> None:
     """Writes the rows at once or not at all."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for row in utterances:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in utterances))
 
 
 def prepare(root: Path, out: Path) -> dict[str, int]:

@@ -27,6 +27,7 @@ from torch import Tensor
 from jepa_tok import SpeechTokenizer, load_audio
 from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.errors import CorpusError, JepaTokError
+from jepa_tok.files import write_text
 from jepa_tok.models.logmel import LogMel
 from probes.results import commit, markdown, versions
 
@@ -169,9 +170,7 @@ def main() -> int:
         print(f"results: error: {error}", file=sys.stderr)
         return 2
     for name, text in (("results.json", json.dumps(found, indent=2) + "\n"), ("results.md", page(found))):
-        temporary = args.exp / (name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, args.exp / name)
+        write_text(args.exp / name, text)
     print(f"wrote {args.exp / 'results.md'}")
     return 0
 

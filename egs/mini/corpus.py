@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa_tok.errors import CorpusError, JepaTokError
+from jepa_tok.files import write_text
 
 from .voices import SAMPLE_RATE, SPLITS, STYLES, VOICES, Plan, Voice, make_plan
 
@@ -70,7 +70,7 @@ def make_corpus(
         "voices": {voice.speaker: voice.name for voice in voices},
         "digest": digest(_wav(out, p) for p in plan),
     }
-    _write(out / "corpus.json", json.dumps(summary, indent=2) + "\n")
+    write_text(out / "corpus.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -94,7 +94,7 @@ def _forget_other_plan(out: Path, plan: list[Plan]) -> None:
     if not mark.exists() or mark.read_text() != wanted:
         for old in (out / "wav").glob("mini-*.wav"):
             old.unlink()
-        _write(mark, wanted)
+        write_text(mark, wanted)
 
 
 def _speak(plan: list[Plan], out: Path, quiet: bool) -> None:
@@ -162,13 +162,7 @@ def _row(plan: Plan, out: Path) -> dict[str, Any]:
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,6 +26,7 @@ from typing import Any
 
 from egs.mini.machine import describe
 from egs.mini.steps import STAGES, Step, make_steps
+from jepa_tok.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = re.compile(r"(Train|Validation|Valid).{0,20}Metrics.*?\(step (\d+)\) - (.*)")
@@ -51,7 +52,7 @@ def run_demo(out: Path, first: int = 1, final: int = len(STAGES), configs: Path 
             print(f"demo: stage {step.stage}, {step.name}: done before", flush=True)
             continue
         if step.name == "report":
-            _write(out / "run.json", json.dumps(describe(out, ROOT), indent=2) + "\n")
+            write_text(out / "run.json", json.dumps(describe(out, ROOT), indent=2) + "\n")
         _run(step, out, key)
         ran += 1
     print(f"demo: {ran} command{'' if ran == 1 else 's'} run in {_clock(time.monotonic() - begun)}", flush=True)
@@ -83,7 +84,7 @@ def _run(step: Step, out: Path, key: str) -> None:
         for path in step.makes:  # of other settings: nothing of it may be resumed
             path = ROOT / path
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        _write(stamp, f"begun {key}")
+        write_text(stamp, f"begun {key}")
     print(f"demo: stage {step.stage} ({STAGES[step.stage]})\n  $ {step.line}", flush=True)
     log = out / "logs" / f"{step.name.replace(' ', '_')}.log"
     cpu = _cpu_seconds()
@@ -114,7 +115,7 @@ def _run(step: Step, out: Path, key: str) -> None:
         raise StepFailed(
             f"{tail}\ndemo: error: {step.name} {why}; its output is in {log}. The same command goes on from here."
         )
-    _write(stamp, f"done {key}")
+    write_text(stamp, f"done {key}")
     print(f"  done in {_clock(seconds)}", flush=True)
 
 
@@ -158,12 +159,6 @@ def _interrupt(*_: Any) -> None:
 
 def _clock(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
 
 
 def main(argv: list[str] | None = None) -> int:

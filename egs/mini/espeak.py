@@ -18,6 +18,8 @@ import wave
 from pathlib import Path
 from typing import Any
 
+from jepa_tok.files import atomic_path
+
 # espeak-ng/speak_lib.h
 AUDIO_OUTPUT_SYNCHRONOUS = 2
 INITIALIZE_DONT_EXIT = 0x8000
@@ -60,13 +62,11 @@ def speak(request: dict[str, Any], library: str, data: str) -> tuple[bytes, int]
 
 def write_wav(path: Path, pcm: bytes, rate: int) -> None:
     """Writes a mono 16-bit WAV file, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with wave.open(str(temporary), "wb") as file:
+    with atomic_path(path) as temporary, wave.open(str(temporary), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)
         file.writeframes(pcm)
-    os.replace(temporary, path)
 
 
 def _answer(request: dict[str, Any], library: str, data: str) -> dict[str, Any]:

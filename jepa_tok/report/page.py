@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from jepa_tok.errors import CorpusError
+from jepa_tok.files import write_text
 from jepa_tok.report import listen, results, training
 from jepa_tok.report.rundir import RunDir
 
@@ -22,11 +23,9 @@ def build_report(run_dir: str | os.PathLike[str], out_html: str | os.PathLike[st
         raise CorpusError(f"`run_dir` must be a folder, but '{run_dir}' is not.")
     text = render(RunDir(run_dir))
     out = Path(out_html)
-    temporary = out.with_name(out.name + ".tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, out)
+        write_text(out, text)
     except OSError as error:
         raise CorpusError(f"'{out}' cannot be written: {error.strerror}.") from None
     return out

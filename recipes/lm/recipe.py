@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, final
 
 from fairseq2.logging import log
@@ -21,6 +19,7 @@ from jepa_tok._fairseq2.token_data import TokenDataset
 from jepa_tok._fairseq2.token_reader import TokenReader
 from jepa_tok.corpus.schema import ShardMetadata
 from jepa_tok.errors import JepaTokError
+from jepa_tok.files import write_text
 from recipes.lm.config import LMRecipeConfig
 from tasks.lm import METRICS, LMEvalUnit, LMTrainUnit, fit_baselines
 from tasks.speech import register_metrics
@@ -112,7 +111,8 @@ def _remember_data(context: RecipeContext, data: TokenDataset) -> None:
     elif context.gangs.root.rank == 0:
         splits = {s.name: s for s in (data.train, data.valid) if s is not None}
         given = {name: {"rows": len(s.lengths), "frames": s.num_frames, "digest": s.fingerprint} for name, s in splits.items()}  # fmt: skip
-        _write_json(file, _fields(data.metadata) | {"dataset": asdict(data.config)} | given)
+        record = _fields(data.metadata) | {"dataset": asdict(data.config)} | given
+        write_text(file, json.dumps(record, indent=1) + "\n")
     context.gangs.root.barrier()
 
 
@@ -148,15 +148,9 @@ def _baselines(context: RecipeContext, data: TokenDataset) -> dict[str, Any]:
         baselines = {"digest": digest, **fit_baselines(data.train, data.valid, data.metadata)}
     except JepaTokError as e:
         raise RecipeError(str(e)) from None
-    _write_json(file, baselines)
+    write_text(file, json.dumps(baselines, indent=1) + "\n")
     rates = {
         name: v["bits_per_second"] for name, v in baselines.items() if isinstance(v, dict) and "bits_per_second" in v
     }
     log.info("Baselines in bits per second of audio: {}", ", ".join(f"{n} {v:.1f}" for n, v in rates.items()))
     return baselines
-
-
-def _write_json(file: Path, value: object) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, file)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import zlib
 from collections.abc import MutableMapping
@@ -30,6 +29,7 @@ from typing_extensions import override
 from jepa_tok._fairseq2.lm import SpeechLM
 from jepa_tok._fairseq2.lm_layers import LogitFilter
 from jepa_tok.audio import save_audio
+from jepa_tok.files import write_text
 from jepa_tok.tokenizer import SpeechTokenizer
 from tasks.lm.prompts import Prompt, PromptBatch
 
@@ -183,22 +183,16 @@ class LMGeneratorUnit(GeneratorUnit[PromptBatch]):
             "prompt_ids": prompt.ids.tolist(),
             "ids": made.ids[i, :frames].tolist(),
         }
-        _write_json(self._folder / f"{name}.json", entry)
+        write_text(self._folder / f"{name}.json", json.dumps(entry) + "\n")
 
     @override
     def finalize(self, metric_bag: MetricBag) -> None:
         self._gangs.root.barrier()
         if self._gangs.root.rank == 0:
             entries: list[Any] = [json.loads(file.read_text()) for file in sorted(self._folder.glob("*.json"))]
-            _write_json(self._folder.parent / "generations.json", entries)
+            write_text(self._folder.parent / "generations.json", json.dumps(entries) + "\n")
 
     @override
     def process_metric_values(self, values: MutableMapping[str, object]) -> None:
         made, took = float(values["generated_seconds"]), float(values["sampling_seconds"])  # type: ignore[arg-type]
         values["times_real_time"] = made / took if took else 0.0
-
-
-def _write_json(file: Path, value: object) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(value) + "\n")
-    os.replace(temporary, file)
