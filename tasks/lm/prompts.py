@@ -41,7 +41,8 @@ def prompts_of_audio(
     A source is an audio file, or anything that `read_corpus` takes. Raises AudioError and CorpusError.
     """
     from jepa_tok.audio import load_audio
-    from jepa_tok.corpus.manifest import AUDIO_SUFFIXES, Utterance, read_corpus
+    from jepa_tok.corpus.manifest import read_corpus
+    from jepa_tok.corpus.utterance import AUDIO_SUFFIXES, Utterance
 
     clips: list[Utterance] = []
     for source in sources:
