@@ -1,10 +1,8 @@
-"""One id space: its arithmetic, its errors, the Hugging Face tokenizer, and the page that explains it."""
+"""One id space: its arithmetic, its errors and the Hugging Face tokenizer."""
 
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +15,6 @@ from jepa_tok.corpus import ShardMetadata, TokenRow, write_shard
 from jepa_tok.errors import ConfigError, TokenError
 from jepa_tok.vocabulary import Vocabulary
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "docs/vocabulary.md").read_text(encoding="utf-8")
 METADATA = ShardMetadata("0123456789abcdef", (4,) * 8, 3, (64, 64, 16), 2.5, 24_000)
 FULL = Vocabulary((16_384,) * 18 + (16,))
 SMALL = Vocabulary.of(METADATA)
@@ -166,25 +162,3 @@ def test_command_line(tmp_path, capsys):
     assert (tmp_path / "out/tokenizer.json").stat().st_size < 8_000_000
     assert main(["vocabulary", str(tmp_path / "absent"), str(tmp_path / "x")]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "x").exists()
-
-
-# The page -------------------------------------------------------------------------------------------------------------
-
-
-def test_the_page_runs_and_shows_what_comes_out(tmp_path, monkeypatch):
-    """Every `expression  # value` line of the page's Python holds, in order."""
-    pytest.importorskip("transformers")
-    monkeypatch.chdir(tmp_path)
-    scope: dict = {}
-    checked = 0
-    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        for statement in re.split(r"\n(?=\S)", block.strip()):
-            shown = re.search(r"^(\S.*?)  # = (.*)$", statement)
-            if shown is None:
-                exec(statement, scope)
-                continue
-            value = eval(shown[1], scope)
-            expected = eval(shown[2], scope)
-            assert value == expected, f"{shown[1]} is {value}, not {expected}"
-            checked += 1
-    assert checked == PAGE.count("  # = ") >= 10
