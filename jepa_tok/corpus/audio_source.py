@@ -148,12 +148,12 @@ def _open(path: str, part: Part) -> BinaryIO:
         return _Bytes(data, path)
     if not is_url(part.file):
         _check_regular(part.file)
+    elif part.offset == 0 and part.size is None:
+        remote: Any = as_path(part.file)
+        if (remote.fs.size(remote.path) or 0) <= SMALL:  # in one request, which any server answers
+            return _Bytes(remote.fs.cat_file(remote.path), path)
     with contextlib.ExitStack() as stack:
         file: Any = stack.enter_context(as_path(part.file).open("rb"))
-        if not file.seekable():  # a server that gives no ranges
-            whole = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(file, whole)
-            file = whole
         length = file.seek(0, os.SEEK_END) - part.offset
         size = _riff_size(file, part.offset, length) if part.size is None and part.offset else part.size
         size = length if size is None else size

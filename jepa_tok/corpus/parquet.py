@@ -70,19 +70,21 @@ def _read_file(name: str, refuse: Refuse) -> Iterator[tuple[str, Utterance]]:
         wanted = [field.name for field in schema if field.name != audio and not _has_binary(field.type)]
         labels = _class_labels(schema)
         beside = [f"{audio}.path"] if cells != audio and _has_path(schema.field(audio).type) else []
+        stem = posixpath.basename(name).removesuffix(".parquet")
+        split = re.fullmatch(r"(.+)-\d{5}-of-\d{5}", stem)
+        defaults = {"split": split[1]} if split and "split" not in wanted else {}
         number = 0
         for group in range(file.num_row_groups):
             in_group = 0
-            batches = file.iter_batches(row_groups=[group], columns=[*wanted, *beside] or [cells], batch_size=1024)
-            for row in (row for batch in batches for row in batch.to_pylist()):
+            for row in _rows(file, group, [*wanted, *beside]):
                 place = f"{name}#{number}"
                 part = Cell(name, cells, group, in_group)
                 number, in_group = number + 1, in_group + 1
                 within = row.pop(audio, None)
                 id: Any = ""
                 try:
-                    info = _columns(row, labels)
-                    id = _id(info, within, name, number - 1)
+                    info = defaults | _columns(row, labels)
+                    id = _id(info, within, stem, number - 1)
                     if not isinstance(id, str):
                         raise CorpusError(f"{place}: `id` must be a string or a whole number, but is {id!r} instead.")
                     check_id(id, place)
@@ -92,6 +94,14 @@ def _read_file(name: str, refuse: Refuse) -> Iterator[tuple[str, Utterance]]:
                     refuse(refused(place, error, id, place))
                     continue
                 yield place, utterance
+
+
+def _rows(file: Any, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
+    if not columns:  # audio alone, of which nothing is read here
+        yield from ({} for _ in range(file.metadata.row_group(group).num_rows))
+        return
+    for batch in file.iter_batches(row_groups=[group], columns=columns, batch_size=1024):
+        yield from batch.to_pylist()
 
 
 def _audio_column(schema: pa.Schema, name: str) -> tuple[str, str]:
@@ -163,15 +173,12 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, bool, int, float)) else str(value)
 
 
-def _id(info: dict[str, Any], within: Any, name: str, row: int) -> Any:
+def _id(info: dict[str, Any], within: Any, stem: str, row: int) -> Any:
     """The id of a row; takes the column that holds it out of `info`."""
     for column in ID_COLUMNS:
         if column in info:
             id = info.pop(column)
             return str(id) if isinstance(id, int) and not isinstance(id, bool) else id
-    stem = posixpath.basename(name).removesuffix(".parquet")
-    if split := re.fullmatch(r"(.+)-\d{5}-of-\d{5}", stem):
-        info.setdefault("split", split[1])
     path = info.get("file") or (within or {}).get("path")
     if not path or not isinstance(path, str):
         return f"{stem}/{row}"

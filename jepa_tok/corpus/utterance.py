@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import posixpath
@@ -198,7 +199,11 @@ def read_lines(path: Path, refuse: Refuse = fail) -> Iterator[tuple[int, str]]:
 
     A line that is not UTF-8 is refused; raises CorpusError where the file cannot be read or has a line without end.
     """
-    with reading(str(path)), path.open("rb") as file:
+    # Remote files know no lines of bounded length; those on disk are buffered either way.
+    with (
+        reading(str(path)),
+        io.BufferedReader(path.open("rb", buffering=0) if not is_url(path) else path.open("rb")) as file,
+    ):
         for number in range(1, 2**62):
             raw = file.readline(MAX_LINE + 1)
             if not raw:
