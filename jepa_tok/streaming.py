@@ -126,6 +126,9 @@ class StreamingSession:
     def _hear(self, wave: Tensor, last: bool = False) -> Tensor:
         """Samples [s] at the tokenizer's rate -> ids [t, G]."""
         self._num_samples += wave.shape[0]
+        if wave.shape[0] < self._encoder.missing and not last:  # setting up inference costs more than such a chunk
+            self._encoder.push(wave)
+            return torch.zeros(0, self.tokenizer.num_groups, dtype=torch.int64)
         fsq = self.tokenizer.fsq
         with exact_inference(self.tokenizer, self.tokenizer.device):
             latents = self._encoder.hear(wave, last).latents[0]

@@ -27,6 +27,11 @@ class StreamEncoder:
         self._held: list[Tensor] = []  # of the frame that is not complete yet
         self._size = 0
 
+    @property
+    def missing(self) -> int:
+        """Samples that complete the next frame; the encoder runs when they are pushed."""
+        return self.encoder.config.hop - self._size
+
     def push(self, wave: Tensor) -> Tensor:
         """Samples [s], any number of them -> latents [t, D] of the frames that they complete, t >= 0."""
         return self.hear(wave).latents[0]
