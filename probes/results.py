@@ -13,14 +13,12 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from jepa_tok.files import write_text
+from jepa_tok.provenance import commit, versions
 from probes.data import ProbeError
 
 FORMAT = "jepa-tok-probe/1"
@@ -93,33 +91,6 @@ def report(
         "versions": versions(),
         "seconds": round(seconds, 1),
     }
-
-
-def commit() -> str | None:
-    """The checkout's commit, with `-dirty` where tracked files differ from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return run.stdout.strip() or None
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages that results may depend on."""
-    out = {"python": sys.version.split()[0]}
-    for name in ("jepa-tok", "torch", "numpy", "scikit-learn", "jiwer", "sentencepiece"):
-        try:
-            out[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return out
 
 
 def check_out(folder: Path, task: str) -> None:

@@ -12,15 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import re
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from pystoi import stoi
 from torch import Tensor
 
@@ -29,7 +26,8 @@ from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.errors import CorpusError, JepaTokError
 from jepa_tok.files import write_text
 from jepa_tok.models.logmel import LogMel
-from probes.results import commit, markdown, versions
+from jepa_tok.provenance import commit, machine, versions
+from probes.results import markdown
 
 TO_DB = 20.0 / math.log(10.0) * LogMel.DEVIATION
 
@@ -144,7 +142,7 @@ def collect(exp: Path) -> dict[str, Any]:
         "tokenizer": {"name": tokenizer.config.name, "hash": tokenizer.hash},
         "commit": commit(),
         "versions": versions(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {'GPU ' + torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}",
+        "machine": machine(),
         "resynthesis": resynthesis(exp),
         "stage1": last_row(exp / "stage1", "valid"),
         "stage2": last_row(exp / "stage2", "valid"),

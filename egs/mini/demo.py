@@ -52,7 +52,7 @@ def run_demo(out: Path, first: int = 1, final: int = len(STAGES), configs: Path 
             print(f"demo: stage {step.stage}, {step.name}: done before", flush=True)
             continue
         if step.name == "report":
-            write_text(out / "run.json", json.dumps(describe(out, ROOT), indent=2) + "\n")
+            write_text(out / "run.json", json.dumps(describe(), indent=2) + "\n")
         _run(step, out, key)
         ran += 1
     print(f"demo: {ran} command{'' if ran == 1 else 's'} run in {_clock(time.monotonic() - begun)}", flush=True)

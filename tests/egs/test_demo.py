@@ -168,7 +168,7 @@ def test_steps_name_what_exists() -> None:
 def test_run_json_tells_where_and_of_what() -> None:
     from egs.mini.machine import describe
 
-    told = describe(Path("exp/demo"), demo.ROOT)
+    told = describe()
     assert {"date", "commit", "seeds", "machine", "versions"} <= set(told) and "cores" in told["machine"]
     assert told["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
 
