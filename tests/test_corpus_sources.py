@@ -6,6 +6,7 @@ import http.server
 import io
 import itertools
 import json
+import re
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -371,3 +372,15 @@ def test_sources_by_http(tmp_path):
         first, missing, last = outcomes(read_corpus(f"{url}/m.jsonl"))
         assert (first, last) == (0, 2) and "1.flac" in missing
         server.shutdown()
+
+
+def test_the_page_on_inputs_runs(tmp_path, monkeypatch):
+    fill(tmp_path)
+    rows = [json.dumps({"id": str(i), "path": f"flat/wav/{i}.flac", "split": "train"}) for i in range(3)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(rows))
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parents[1] / "docs" / "corpora.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page[: page.index("\n## Outputs")], re.DOTALL)
+    scope: dict = {}
+    exec(block, scope)
+    assert len(scope["corpus"]) == 3 and scope["corpus"].refused == [] and len(scope["wave"]) == 1000
