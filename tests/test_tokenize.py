@@ -5,11 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -350,36 +345,3 @@ def test_reserved_columns_are_refused_before_anything_is_made(tmp_path):
     with pytest.raises(CorpusError, match="column `tokens`"):
         tokenize_corpus(tmp_path / "m.jsonl", tmp_path / "out", Counter())
     assert not (tmp_path / "out").exists()
-
-
-# The real thing, killed -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_killed_and_rerun_gives_the_same_bytes(tmp_path):
-    manifest = make_corpus(tmp_path / "in", 24, bad=(5,))
-
-    def start(out):
-        command = [sys.executable, "-m", "jepa_tok", "tokenize", manifest, out, "--tokenizer", "tiny", "--random-init"]
-        command += ["--rows-per-shard", "2", "--batch-seconds", "1"]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    whole = start(tmp_path / "whole")
-    errors = whole.communicate()[1]
-    assert whole.returncode == 1 and "u5" in errors
-
-    rng = random.Random(0)
-    out = tmp_path / "out"
-    kills = 0
-    for shards in (0, 3, 7):
-        process = start(out)
-        while process.poll() is None and len(list(out.glob("tokens-*.parquet"))) < shards + (shards == 0):
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.02))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    last = start(out)
-    last.communicate()
-    assert last.returncode == 1 and kills >= 1
-    assert contents(out) == contents(tmp_path / "whole")

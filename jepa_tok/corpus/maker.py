@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +45,24 @@ class ShardMaker:
         Raises CorpusError at the first bad file if `strict`, where the whole source has vanished, and where the shard
         cannot be written.
         """
+        with _no_thread_left():
+            rows, skipped = self._encode(members, workers, heard)
+        if skipped and self.source is not None and not is_there(self.source):
+            # A disk that went away is no reason to skip all that is on it.
+            raise CorpusError(
+                f"{self.source}: the corpus was there at the start, but has vanished; bring it back and run the same "
+                "command again, it goes on."
+            )
+        extra = {**self.metadata.extra, "shard": index, "skipped": skipped}
+        if self.replace:
+            for old in as_path(self.out).glob(f"tokens-{index:05d}.*.parquet"):
+                old.unlink()  # before: killed in between, the shard is missing and made again, never there twice
+        write_numbered_shard(self.out, index, rows, dataclasses.replace(self.metadata, extra=extra), self.columns)
+
+    def _encode(
+        self, members: Sequence[Utterance], workers: int, heard: Heard | None
+    ) -> tuple[list[TokenRow], list[dict[str, str]]]:
+        # Rows, and ids and reasons of what was skipped, both in the order of `members`.
         rate = self.metadata.sample_rate
         rows: list[TokenRow | None] = [None] * len(members)
         skips: dict[int, str] = {}
@@ -59,24 +79,21 @@ class ShardMaker:
                 rows[at] = TokenRow(u.id, result.ids, result.num_samples, u.info)
             if heard is not None:
                 heard(u, seconds)
-        if skips and self.source is not None and not is_there(self.source):
-            # A disk that went away is no reason to skip all that is on it.
-            raise CorpusError(
-                f"{self.source}: the corpus was there at the start, but has vanished; bring it back and run the same "
-                "command again, it goes on."
-            )
         skipped = [{"id": members[at].id, "reason": skips[at]} for at in sorted(skips)]
-        extra = {**self.metadata.extra, "shard": index, "skipped": skipped}
-        if self.replace:
-            for old in as_path(self.out).glob(f"tokens-{index:05d}.*.parquet"):
-                old.unlink()  # before: killed in between, the shard is missing and made again, never there twice
-        write_numbered_shard(
-            self.out,
-            index,
-            [row for row in rows if row is not None],
-            dataclasses.replace(self.metadata, extra=extra),
-            self.columns,
-        )
+        return [row for row in rows if row is not None], skipped
+
+
+@contextlib.contextmanager
+def _no_thread_left() -> Iterator[None]:
+    # Broken off, readers end with their clip; a process that ends before them can crash in the libraries they are in.
+    before = set(threading.enumerate())
+    try:
+        yield
+    except BaseException:
+        for thread in set(threading.enumerate()) - before:
+            if thread.is_alive():
+                thread.join(timeout=2.0)
+        raise
 
 
 def is_there(path: str) -> bool:
