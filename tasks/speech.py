@@ -15,7 +15,8 @@ from fairseq2.runtime.dependency import DependencyContainer
 from torch import Tensor
 
 from jepa_tok._fairseq2.speech_reader import SpeechBatch
-from jepa_tok.audio import load_audio
+from jepa_tok.audio import SAMPLE_RATE
+from jepa_tok.corpus.audio_source import load_utterance
 from jepa_tok.corpus.manifest import Utterance
 from jepa_tok.errors import AudioError
 
@@ -67,6 +68,6 @@ def sample_waves(utterances: list[Utterance], rng: np.random.Generator, crop_sec
         begin = u.start or 0.0
         end = begin + crop_seconds
         try:
-            yield load_audio(u.path, start=begin, end=end if u.end is None else min(end, u.end))
+            yield load_utterance(u, SAMPLE_RATE, start=begin, end=end if u.end is None else min(end, u.end))
         except AudioError:
             continue

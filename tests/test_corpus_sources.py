@@ -384,3 +384,12 @@ def test_the_page_on_inputs_runs(tmp_path, monkeypatch):
     scope: dict = {}
     exec(block, scope)
     assert len(scope["corpus"]) == 3 and scope["corpus"].refused == [] and len(scope["wave"]) == 1000
+
+
+def test_training_reads_what_tokenizing_does(tmp_path):
+    pytest.importorskip("fairseq2")
+    from jepa_tok._fairseq2.speech_data import clip_seconds
+
+    fill(tmp_path)
+    for source in ("flat", "shards", "tables"):
+        assert clip_seconds(read_corpus(tmp_path / source)) == [(1000 + i) / RATE for i in range(3)]

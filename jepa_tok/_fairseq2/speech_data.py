@@ -16,8 +16,9 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
+from jepa_tok.corpus.audio_source import open_audio
 from jepa_tok.corpus.manifest import Utterance, read_corpus
-from jepa_tok.errors import CorpusError
+from jepa_tok.errors import AudioError, CorpusError
 
 if TYPE_CHECKING:
     from fairseq2.runtime.dependency import DependencyContainer
@@ -35,7 +36,7 @@ class SpeechDatasetConfig:
     """What the data is: manifests and which of their rows are for training and for validation."""
 
     manifests: list[str] = field(default_factory=list)
-    """Corpora as `read_corpus` takes them: JSONL or TSV manifests, Kaldi data folders, folders of audio."""
+    """Corpora as `read_corpus` takes them: JSONL or TSV manifests, Kaldi data folders, folders of audio, parquet, tar shards."""
 
     split: str | None = "train"
     """Value of the column `split` of training rows; null takes every row."""
@@ -177,8 +178,9 @@ def clip_seconds(utterances: Sequence[Utterance]) -> list[float | None]:
             seconds.append(float(known) if u.start is None else max(float(known) - u.start, 0.0) or None)
         else:
             try:
-                info = soundfile.info(u.path)
+                with open_audio(u) as source:
+                    info = soundfile.info(source)
                 seconds.append(max(info.frames / info.samplerate - (u.start or 0.0), 0.0) or None)
-            except (soundfile.SoundFileError, RuntimeError, OSError):
+            except (AudioError, soundfile.SoundFileError, RuntimeError, OSError):
                 seconds.append(None)
     return seconds

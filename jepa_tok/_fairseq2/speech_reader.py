@@ -27,7 +27,8 @@ from typing_extensions import Self, override
 
 from jepa_tok._fairseq2.speech_data import SpeechDataset, SpeechDatasetSection, clip_seconds
 from jepa_tok._fairseq2.speech_plan import crop_start, plan_epoch, plan_validation, shard
-from jepa_tok.audio import SAMPLE_RATE, load_audio
+from jepa_tok.audio import SAMPLE_RATE
+from jepa_tok.corpus.audio_source import load_utterance
 from jepa_tok.corpus.manifest import Utterance
 from jepa_tok.errors import AudioError
 
@@ -109,11 +110,11 @@ class _Clips:
             if self._cache is None:
                 begin = (u.start or 0.0) + start / SAMPLE_RATE
                 end = begin + size / SAMPLE_RATE
-                return load_audio(u.path, start=begin, end=end if u.end is None else min(u.end, end))[:size]
+                return load_utterance(u, SAMPLE_RATE, start=begin, end=end if u.end is None else min(u.end, end))[:size]
             wave = self._cache.get(u.id)
             if wave is None:
                 # Two threads may decode the same file at once; both get the same samples.
-                wave = self._cache[u.id] = load_audio(u.path, start=u.start, end=u.end)
+                wave = self._cache[u.id] = load_utterance(u, SAMPLE_RATE)
             start = min(start, max(len(wave) - size, 0))  # a manifest's duration may be rounded up
             return wave[start : start + size]
         except AudioError as ex:

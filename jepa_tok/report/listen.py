@@ -101,12 +101,10 @@ def resynthesis(run: RunDir, tokenizer: SpeechTokenizer | None, corpus: Sequence
 
 def load(utterance: Utterance, sample_rate: int) -> Tensor:
     """The utterance's audio [S], cut to its segment and to `LONGEST` seconds."""
-    from jepa_tok.audio import load_audio
+    from jepa_tok.corpus.audio_source import load_utterance
 
-    wave = load_audio(utterance.path, sample_rate)
-    start = round((utterance.start or 0.0) * sample_rate)
-    end = len(wave) if utterance.end is None else round(utterance.end * sample_rate)
-    return wave[start : min(end, start + round(LONGEST * sample_rate))]
+    end = (utterance.start or 0.0) + LONGEST
+    return load_utterance(utterance, sample_rate, end=end if utterance.end is None else min(end, utterance.end))
 
 
 def continuation(run: RunDir) -> str:

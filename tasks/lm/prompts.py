@@ -40,7 +40,7 @@ def prompts_of_audio(
 
     A source is an audio file, or anything that `read_corpus` takes. Raises AudioError and CorpusError.
     """
-    from jepa_tok.audio import load_audio
+    from jepa_tok.corpus.audio_source import load_utterance
     from jepa_tok.corpus.manifest import read_corpus
     from jepa_tok.corpus.utterance import AUDIO_SUFFIXES, Utterance
 
@@ -52,7 +52,7 @@ def prompts_of_audio(
             clips += read_corpus(source, split=split)
     prompts = []
     for number, clip in enumerate(clips[:limit]):
-        wave = load_audio(clip.path, tokenizer.sample_rate, start=clip.start, end=clip.end)
+        wave = load_utterance(clip, tokenizer.sample_rate)
         frames = _prompt_frames(len(wave), tokenizer.hop, seconds, tokenizer.frame_rate)
         ids = tokenizer.encode(wave[: frames * tokenizer.hop], sample_rate=tokenizer.sample_rate).ids
         prompts.append(Prompt(number, clip.id, str(clip.path), ids))
