@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import soundfile
 import torch
 
-from jepa_tok.corpus import Utterance, encode_utterances
+from jepa_tok.corpus import Utterance, audio_source, encode_utterances, load_utterance
 from jepa_tok.corpus import encode as encode_module
+from jepa_tok.errors import AudioError
 
 RATE = 24_000
 
@@ -68,3 +72,33 @@ def test_batches_do_not_depend_on_threads(tmp_path):
         assert sorted(i for i, _ in encode_utterances(rows, stub, 2.0, workers)) == list(range(60))
         calls.append(stub.calls)
     assert calls[0] == calls[1] and all(max(c) * len(c) <= 2 * RATE for c in calls[0])
+
+
+def test_large_parts_are_read_in_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio_source, "SMALL", 0)
+    soundfile.write(tmp_path / "a.flac", np.random.default_rng(0).normal(0, 0.1, 50_000), RATE)
+    content = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "x.tar").write_bytes(bytes(700) + content + bytes(700))
+    part = audio_source.Slice(str(tmp_path / "x.tar"), 700, len(content))
+    clip = Utterance("a", "x.tar#a.flac", 0.5, 1.5, part=part)
+    whole = load_utterance(Utterance("a", str(tmp_path / "a.flac")), RATE)
+    assert torch.equal(load_utterance(clip, RATE), whole[12_000:36_000])
+    clip.part = part._replace(size=len(content) + 701)
+    with pytest.raises(AudioError, match=r"x\.tar#a\.flac' is cut short"):
+        load_utterance(clip, RATE)
+
+
+def test_a_disk_that_fails_while_it_is_read_is_the_reason(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", np.zeros(50_000), RATE)
+
+    class Failing(io.FileIO):
+        def read(self, size=-1):
+            if self.tell() > 20_000:
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    monkeypatch.setattr(audio_source, "SMALL", 0)
+    monkeypatch.setattr(audio_source, "as_path", lambda name: SimpleNamespace(open=lambda mode: Failing(name, mode)))
+    part = audio_source.Slice(str(tmp_path / "a.wav"), 0, 100_044)
+    ((_, error),) = encode_utterances([Utterance("a", "x.tar#a.wav", part=part)], Stub())
+    assert str(error) == "'x.tar#a.wav' must be an audio file, but cannot be read: Input/output error."
