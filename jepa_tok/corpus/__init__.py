@@ -7,7 +7,7 @@ from jepa_tok.corpus.encode import encode_utterances
 from jepa_tok.corpus.export import export_tokens
 from jepa_tok.corpus.formats import open_tokens
 from jepa_tok.corpus.formats.binary import TokenBin
-from jepa_tok.corpus.manifest import check_corpus, filter_corpus, iter_corpus, read_corpus, write_manifest
+from jepa_tok.corpus.manifest import iter_corpus, read_corpus, write_manifest
 from jepa_tok.corpus.run import CorpusRun, TokenizeSummary
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow, column_types
 from jepa_tok.corpus.shards import (
@@ -37,12 +37,10 @@ __all__ = [
     "Utterance",
     "UtteranceList",
     "VerifyReport",
-    "check_corpus",
     "column_types",
     "content_hash",
     "encode_utterances",
     "export_tokens",
-    "filter_corpus",
     "find_shards",
     "iter_corpus",
     "list_shards",

@@ -98,14 +98,14 @@ def read_corpus(
     the values, those on different columns must all hold. Raises CorpusError where the source breaks its format, is
     empty, has an id twice, or has nothing left after the conditions.
     """
-    return _unique(iter_corpus(source, allow_pipes=allow_pipes), str(source), conditions(split, where))
+    ids = Unique()
 
+    def entries() -> Iterator[Entry]:
+        for place, u in iter_corpus(source, allow_pipes=allow_pipes):
+            ids.check(u.id, place)
+            yield place, u
 
-def check_corpus(
-    utterances: Iterable[Utterance], name: str, *, split: str | None = None, where: str | Iterable[str] | None = None
-) -> list[Utterance]:
-    """Utterances from elsewhere, held to the rules of `read_corpus`; `name` stands for them in messages."""
-    return _unique(check_entries(utterances, name), name, conditions(split, where))
+    return [u for _, u in select(entries(), str(source), conditions(split, where))]
 
 
 def check_entries(utterances: Iterable[Utterance], name: str, refuse: Refuse = fail) -> Iterator[Entry]:
@@ -121,17 +121,6 @@ def check_entries(utterances: Iterable[Utterance], name: str, refuse: Refuse = f
         yield place, u
 
 
-def _unique(entries: Iterable[Entry], name: str, wanted: Sequence[str]) -> list[Utterance]:
-    ids = Unique()
-
-    def checked() -> Iterator[Entry]:
-        for place, u in entries:
-            ids.check(u.id, place)
-            yield place, u
-
-    return [u for _, u in select(checked(), name, wanted)]
-
-
 # Conditions -----------------------------------------------------------------------------------------------------------
 
 
@@ -141,19 +130,12 @@ def conditions(split: str | None, where: str | Iterable[str] | None) -> list[str
     return wanted if split is None else [*wanted, f"split={split}"]
 
 
-def filter_corpus(utterances: Iterable[Utterance], wanted: Sequence[str], name: str = "corpus") -> list[Utterance]:
-    """The utterances that meet all conditions ("column=value"); values are compared as text.
-
-    Raises CorpusError for a malformed condition, a column that no utterance has, or when nothing is left.
-    """
-    return [u for _, u in select((("", u) for u in utterances), name, wanted)]
-
-
 def select(
     entries: Iterable[Entry], name: str, wanted: Sequence[str], refused: Sequence[Refused] = ()
 ) -> Iterator[Entry]:
-    """The entries that meet all conditions, as they come; raises CorpusError, at the end, as `filter_corpus` does.
+    """The entries that meet all conditions ("column=value", compared as text), as they come.
 
+    Raises CorpusError for a malformed condition, and at the end for a column that no utterance has or when nothing is left.
     `refused` are the rows that readers have left out by then: they tell why there is no other.
     """
     values: dict[str, set[str]] = {}
