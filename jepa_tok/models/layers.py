@@ -99,7 +99,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 def dilated_conv(x: Tensor, conv: TimeConv, state: StreamState | None = None) -> Tensor:
-    """`conv` on x [B, C, L], without the taps that can only see padding.
+    """`conv` on x [B, C, 1, L], without the taps that can only see padding.
 
     A tap that looks d steps aside multiplies zeros wherever |d| >= L: for the paper's dilations, up to 78,125, most clips
     are shorter than that. Where only the centre tap is left the convolution is one dense product of a third of the cost;
@@ -107,13 +107,15 @@ def dilated_conv(x: Tensor, conv: TimeConv, state: StreamState | None = None) ->
     """
     kernel, dilation, length = conv.kernel_size[0], conv.dilation[0], x.shape[-1]
     own = kernel - 1 if conv.causal else kernel // 2  # the tap that meets the step itself
-    reach = min(own, (length - 1) // dilation)  # taps before it that can meet a sample, and after it unless causal
-    if reach == own or state is not None:
-        return conv(x, state)
-    weight = conv.weight[:, :, own - reach : own + reach + 1]
+    # Taps before it that can meet a sample, and after it unless causal.
+    reach = own if state is not None else min(own, (length - 1) // dilation)
+    weight = conv.weight[:, :, None, own - reach : own + reach + 1]
+    if x.is_contiguous(memory_format=torch.channels_last):  # the kernels take both in one layout
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    padding = reach * dilation
     if conv.causal:
-        return F.conv1d(F.pad(x, (reach * dilation, 0)), weight, conv.bias, dilation=dilation)
-    return F.conv1d(x, weight, conv.bias, padding=reach * dilation, dilation=dilation)
+        x, padding = look_back(x, padding, state, conv), 0
+    return F.conv2d(x, weight, conv.bias, padding=(0, padding), dilation=(1, dilation))
 
 
 class HifiGanResBlock(nn.Module):
@@ -125,13 +127,21 @@ class HifiGanResBlock(nn.Module):
         self.plain = nn.ModuleList(TimeConv(channels, channels, kernel, causal=causal) for _ in dilations)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, state: StreamState | None = None) -> Tensor:
-        """[B, C, L] -> [B, C, L]; steps outside `mask` [B, L] are zero in the output."""
+        """[B, C, L] -> [B, C, L]; steps outside `mask` [B, L] are zero in the output.
+
+        On CPUs channels last, and masks and activations in place: what is not a convolution only moves memory. What is
+        written to is the block's own, and nothing that the backward pass reads.
+        """
+        x = x[:, :, None, :]  # [B, C, 1, L]
+        if x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
+        real = 1.0 if mask is None else mask[:, None, None, :].to(x.dtype)
         for dilated, plain in zip(self.dilated, self.plain):
-            assert isinstance(dilated, TimeConv)
-            h = dilated_conv(apply_mask(F.leaky_relu(x, 0.1), mask), dilated, state)
-            h = plain(apply_mask(F.leaky_relu(h, 0.1), mask), state)
-            x = x + h
-        return apply_mask(x, mask)
+            assert isinstance(dilated, TimeConv) and isinstance(plain, TimeConv)
+            h = dilated_conv(F.leaky_relu(x, 0.1).mul_(real), dilated, state).mul_(real)
+            h = dilated_conv(F.leaky_relu(h, 0.1, inplace=True), plain, state)
+            x = h.add_(x) if h.dtype == x.dtype else x + h  # under autocast the residual stays in float32
+        return (x * real)[:, :, 0]
 
 
 def init_weights(module: nn.Module, how: str) -> None:
