@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,8 @@ def cluster() -> Iterator[Any]:
     started = not ray.is_initialized()
     if started:
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            with _no_stderr():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except (ConnectionError, RuntimeError, ValueError) as e:
             raise CorpusError(f"ray: no cluster can be reached or started: {_last_line(e)}.") from None
     logger, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
@@ -132,6 +134,20 @@ def cluster() -> Iterator[Any]:
             setattr(context, name, value)
         if started:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    # Ray's C++ side remarks there on the setting that silences it; what goes wrong is raised.
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def _item(index: int, run: CorpusRun) -> Any:
