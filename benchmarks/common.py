@@ -1,16 +1,19 @@
-"""What the benchmarks share: the head of every result, tables, JSON."""
+"""What the benchmarks share: the head of every result, verbs in processes of their own, tables, JSON."""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jepa_tok import provenance
+from jepa_tok.errors import JepaTokError
 from jepa_tok.files import write_text
 
 
@@ -25,6 +28,25 @@ def machine() -> dict[str, Any]:
         "versions": provenance.versions(),
         "load_before": round(os.getloadavg()[0], 2),
     }
+
+
+VERB = """
+import sys
+from jepa_tok.cli import main
+status = main(sys.argv[1:])
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+sys.exit(status)
+"""
+# Not `getrusage`: what it tells of a child includes the memory of the process that it was forked from.
+
+
+def run_verb(arguments: list[str]) -> tuple[float, float]:
+    """Seconds and peak resident MiB of `jepa-tok ...` in a process of its own (Linux)."""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", VERB, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise JepaTokError(f"`jepa-tok {' '.join(arguments)}` failed: {done.stderr.splitlines()[-1]}")
+    return time.monotonic() - began, int(done.stdout.split()[-1]) / 1024
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

@@ -20,10 +20,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common import machine, print_table, write_json
+from benchmarks.common import machine, print_table, run_verb, write_json
 from jepa_tok import SpeechTokenizer, load_audio, save_audio
 from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.errors import JepaTokError
@@ -164,25 +162,6 @@ def measure_edit(tokenizer: SpeechTokenizer, waves: list[Tensor], seconds: float
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------
-
-
-VERB = """
-import sys
-from jepa_tok.cli import main
-status = main(sys.argv[1:])
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
-sys.exit(status)
-"""
-# Not `getrusage`: what it tells of a child includes the memory of the process that it was forked from.
-
-
-def run_verb(arguments: list[str]) -> tuple[float, float]:
-    """Seconds and peak resident MiB of `jepa-tok ...` in a process of its own (Linux)."""
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", VERB, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise JepaTokError(f"`jepa-tok {' '.join(arguments)}` failed: {done.stderr.splitlines()[-1]}")
-    return time.monotonic() - began, int(done.stdout.split()[-1]) / 1024
 
 
 def measure_memory(options: list[str], waves: list[Tensor], hours: list[float], rate: int) -> list[dict[str, float]]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from jepa_tok import hub, packing
 from jepa_tok.audio import AudioFile, prepare_wave
 from jepa_tok.clips import Heard, decode_clips, encode_clips, read_ahead
-from jepa_tok.config import TokenizerConfig, to_dict
+from jepa_tok.config import TokenizerConfig
 from jepa_tok.errors import AudioError, ConfigError, JepaTokError, TokenError
 from jepa_tok.inference import exact_inference
 from jepa_tok.models.encoder import Encoder
@@ -161,11 +161,14 @@ class SpeechTokenizer(nn.Module):
 
         Computed once and again when weights change (writing through `.data` goes unnoticed: it leaves no trace).
         """
-        tensors = self.state_dict(keep_vars=True)
-        versions = [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors.values()]
-        key = (repr(to_dict(self.config)), versions)
+        # Asked for with every clip, so this walks the modules' own dictionaries: state_dict() takes as long as a short clip.
+        tensors = [
+            t for m in self.modules() for own in (m._parameters, m._buffers) for t in own.values() if t is not None
+        ]
+        versions = [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors]
+        key = (repr(self.config), versions)
         if self._hash is None or self._hash[0] != key:
-            self._hash = (key, hub.tokenizer_hash(self.config, tensors))
+            self._hash = (key, hub.tokenizer_hash(self.config, self.state_dict(keep_vars=True)))
         return self._hash[1]
 
     def num_frames(self, num_samples: int) -> int:

@@ -1,0 +1,152 @@
+"""Tokenizing corpora: where the time goes, and whether speed and memory keep as a corpus grows.
+
+    python -m benchmarks.corpus (--tokenizer FOLDER | --random-init PRESET) --audio MANIFEST [--sizes 100 10000] [--out FILE.json]
+
+share   `tokenize_corpus` of the manifest's first clips in this process: the part of its wall time that is spent inside the
+        encoder, for one thread and for two.
+growth  `jepa-tok tokenize` of corpora of --sizes clips, made of the manifest's clips over and over under new ids, in processes of
+        their own: clips a second by the run's own clock, and peak resident memory. The smallest size runs before and after
+        each other one, and the ratio is to the median of those runs, so that a busy machine shows in their spread.
+list    Resident memory that a list of --utterances takes while a corpus is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import machine, print_table, run_verb, write_json
+from jepa_tok import SpeechTokenizer
+from jepa_tok.corpus import tokenize_corpus
+from jepa_tok.corpus.manifest import read_corpus
+from jepa_tok.corpus.spool import spool_corpus
+from jepa_tok.corpus.utterance import Utterance
+from jepa_tok.errors import JepaTokError
+
+
+def measure_share(tokenizer: SpeechTokenizer, clips: list[Utterance], threads: int) -> dict[str, Any]:
+    """Wall time of tokenizing the clips, and how much of it the model takes."""
+    torch.set_num_threads(threads)
+    inside, began = 0.0, 0.0
+
+    def enter(*_: object) -> None:
+        nonlocal began
+        began = time.perf_counter()
+
+    def leave(*_: object) -> None:
+        nonlocal inside
+        inside += time.perf_counter() - began
+
+    hooks = [tokenizer.encoder.register_forward_pre_hook(enter), tokenizer.encoder.register_forward_hook(leave)]
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        try:
+            summary = tokenize_corpus(clips, Path(folder, "out"), tokenizer, progress=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        wall = time.perf_counter() - start
+    return {
+        "threads": threads, "clips": len(clips), "hours": summary.hours, "wall, s": wall, "encoder, s": inside,
+        "share": inside / wall, "x real time": summary.hours * 3600 / wall,
+    }  # fmt: skip
+
+
+def measure_growth(options: list[str], clips: list[Utterance], sizes: list[int]) -> list[dict[str, Any]]:
+    """Speed and peak memory of a process for each size, smallest first and last."""
+    small, *others = sorted(sizes)
+    order = [small] + [size for other in others for size in (small, other, small)] + [small]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, size in enumerate(order):
+            manifest, out = Path(folder, f"{number}.jsonl"), Path(folder, f"out{number}")
+            with manifest.open("w") as file:
+                for i in range(size):
+                    file.write(json.dumps({"id": f"clip{i:08d}", "path": clips[i % len(clips)].path}) + "\n")
+            _, peak = run_verb(["tokenize", str(manifest), str(out), *options])
+            state = json.loads((out / "corpus.json").read_text())
+            rows.append({"clips": size, "clips/s": state["written"] / state["seconds"], "peak, MiB": peak})
+            print_table([rows[-1]])
+    base = statistics.median(row["clips/s"] for row in rows if row["clips"] == small)
+    for row in rows:
+        row["to the smallest"] = row["clips/s"] / base
+    return rows
+
+
+def measure_list(utterances: int) -> dict[str, Any]:
+    """Growth of resident memory while a manifest of so many lines is read."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = Path(folder, "list.jsonl")
+        with manifest.open("w") as file:
+            for i in range(utterances):
+                file.write(
+                    f'{{"id": "speaker{i % 997}/utterance{i:09d}", "path": "audio/{i}.flac", "text": "ten words of text"}}\n'
+                )
+        before, began = resident(), time.perf_counter()
+        listed = spool_corpus(manifest)
+        assert len(listed) == utterances
+        return {
+            "utterances": utterances, "growth, MiB": (resident() - before) / 2**20, "seconds": time.perf_counter() - began
+        }  # fmt: skip
+
+
+def main() -> int:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description="Where time goes in tokenizing a corpus, and what grows with it.")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--tokenizer", metavar="FOLDER", help="a trained tokenizer")
+    given.add_argument("--random-init", metavar="PRESET", help="untrained weights (seed 0), which take the same time")
+    parser.add_argument("--audio", type=Path, metavar="MANIFEST", required=True)
+    parser.add_argument(
+        "--clips", type=int, default=300, help="of the manifest, for the share and to be repeated (default: 300)"
+    )
+    parser.add_argument("--sizes", nargs="+", type=int, default=[100, 10_000], help="of corpora (default: 100 10000)")
+    parser.add_argument("--utterances", type=int, default=1_000_000, help="of the list (default: a million)")
+    parser.add_argument("--parts", nargs="+", choices=("share", "growth", "list"), default=["share", "growth", "list"])
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the numbers here")
+    args = parser.parse_args()
+
+    found: dict[str, Any] = {"machine": machine()}
+    clips = read_corpus(args.audio)[: args.clips]
+    if "list" in args.parts:
+        found["list"] = measure_list(args.utterances)
+        print_table([found["list"]])
+    if "share" in args.parts:
+        tokenizer = (
+            SpeechTokenizer.from_pretrained(args.tokenizer)
+            if args.tokenizer
+            else SpeechTokenizer.from_config(args.random_init)
+        )
+        tokenizer.encode(0.1 * torch.randn(48_000))  # kernels are chosen
+        found["share"] = [measure_share(tokenizer, clips, threads) for threads in (1, 2)]
+        print_table(found["share"])
+    if "growth" in args.parts:
+        options = (
+            ["--tokenizer", args.tokenizer] if args.tokenizer else ["--tokenizer", args.random_init, "--random-init"]
+        )
+        found["growth"] = measure_growth(options, clips, args.sizes)
+        print_table(found["growth"])
+    if args.out:
+        write_json(args.out, found)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except JepaTokError as error:
+        print(f"corpus: error: {error}", file=sys.stderr)
+        sys.exit(2)
