@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jepa_tok import provenance
+from jepa_tok import SpeechTokenizer, provenance
 from jepa_tok.errors import JepaTokError
 from jepa_tok.files import write_text
 
@@ -28,6 +29,34 @@ def machine() -> dict[str, Any]:
         "versions": provenance.versions(),
         "load_before": round(os.getloadavg()[0], 2),
     }
+
+
+def tokenizer_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with --tokenizer or --random-init, and --out."""
+    parser = argparse.ArgumentParser(description=description)
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--tokenizer", metavar="FOLDER", help="a trained tokenizer")
+    given.add_argument(
+        "--random-init", metavar="PRESET", help="untrained weights (seed 0), for what does not depend on them"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the numbers here")
+    return parser
+
+
+def load_tokenizer(args: argparse.Namespace) -> tuple[SpeechTokenizer, list[str]]:
+    """The tokenizer that the options name, and those options for `jepa-tok`."""
+    if args.tokenizer:
+        return SpeechTokenizer.from_pretrained(args.tokenizer), ["--tokenizer", args.tokenizer]
+    return SpeechTokenizer.from_config(args.random_init), ["--tokenizer", args.random_init, "--random-init"]
+
+
+def run_main(main: Callable[[], int]) -> None:
+    """Ends the process with the status of `main`, or with an error in one line."""
+    try:
+        sys.exit(main())
+    except JepaTokError as error:
+        print(f"{Path(sys.argv[0]).stem}: error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 VERB = """

@@ -12,11 +12,9 @@ list    Resident memory that a list of --utterances takes while a corpus is read
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,13 +22,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import machine, print_table, run_verb, write_json
+from benchmarks.common import load_tokenizer, machine, print_table, run_main, run_verb, tokenizer_parser, write_json
 from jepa_tok import SpeechTokenizer
 from jepa_tok.corpus import tokenize_corpus
 from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.corpus.spool import spool_corpus
 from jepa_tok.corpus.utterance import Utterance
-from jepa_tok.errors import JepaTokError
 
 
 def measure_share(tokenizer: SpeechTokenizer, clips: list[Utterance], threads: int) -> dict[str, Any]:
@@ -105,10 +102,7 @@ def measure_list(utterances: int) -> dict[str, Any]:
 
 def main() -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="Where time goes in tokenizing a corpus, and what grows with it.")
-    given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--tokenizer", metavar="FOLDER", help="a trained tokenizer")
-    given.add_argument("--random-init", metavar="PRESET", help="untrained weights (seed 0), which take the same time")
+    parser = tokenizer_parser("Where time goes in tokenizing a corpus, and what grows with it.")
     parser.add_argument("--audio", type=Path, metavar="MANIFEST", required=True)
     parser.add_argument(
         "--clips", type=int, default=300, help="of the manifest, for the share and to be repeated (default: 300)"
@@ -116,27 +110,19 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", type=int, default=[100, 10_000], help="of corpora (default: 100 10000)")
     parser.add_argument("--utterances", type=int, default=1_000_000, help="of the list (default: a million)")
     parser.add_argument("--parts", nargs="+", choices=("share", "growth", "list"), default=["share", "growth", "list"])
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the numbers here")
     args = parser.parse_args()
 
-    found: dict[str, Any] = {"machine": machine()}
+    tokenizer, options = load_tokenizer(args)
+    found: dict[str, Any] = {"machine": machine(), "tokenizer": tokenizer.config.name}
     clips = read_corpus(args.audio)[: args.clips]
     if "list" in args.parts:
         found["list"] = measure_list(args.utterances)
         print_table([found["list"]])
     if "share" in args.parts:
-        tokenizer = (
-            SpeechTokenizer.from_pretrained(args.tokenizer)
-            if args.tokenizer
-            else SpeechTokenizer.from_config(args.random_init)
-        )
         tokenizer.encode(0.1 * torch.randn(48_000))  # kernels are chosen
         found["share"] = [measure_share(tokenizer, clips, threads) for threads in (1, 2)]
         print_table(found["share"])
     if "growth" in args.parts:
-        options = (
-            ["--tokenizer", args.tokenizer] if args.tokenizer else ["--tokenizer", args.random_init, "--random-init"]
-        )
         found["growth"] = measure_growth(options, clips, args.sizes)
         print_table(found["growth"])
     if args.out:
@@ -145,8 +131,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except JepaTokError as error:
-        print(f"corpus: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_main(main)

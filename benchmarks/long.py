@@ -17,10 +17,8 @@ memory and speed; seams of untrained weights say nothing.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,10 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common import machine, print_table, run_verb, write_json
+from benchmarks.common import load_tokenizer, machine, print_table, run_main, run_verb, tokenizer_parser, write_json
 from jepa_tok import SpeechTokenizer, load_audio, save_audio
 from jepa_tok.corpus.manifest import read_corpus
-from jepa_tok.errors import JepaTokError
 from jepa_tok.models.logmel import LogMel
 from jepa_tok.windows import cut_frames
 
@@ -188,10 +185,7 @@ def measure_memory(options: list[str], waves: list[Tensor], hours: list[float], 
 
 def main() -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="Memory, seams and locality of long audio.")
-    given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--tokenizer", metavar="FOLDER", help="a trained tokenizer")
-    given.add_argument("--random-init", metavar="PRESET", help="untrained weights (seed 0): for memory and speed")
+    parser = tokenizer_parser("Memory, seams and locality of long audio.")
     parser.add_argument("--audio", type=Path, metavar="MANIFEST", help="speech, by speaker (default: noise)")
     parser.add_argument("--where", nargs="+", metavar="COLUMN=VALUE", help="rows of the manifest to take")
     parser.add_argument("--minutes", type=float, default=60.0, help="of speech taken from the manifest (default: 60)")
@@ -204,16 +198,11 @@ def main() -> int:
         help="lengths for memory (default: .01 .1 1 10)",
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the numbers here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
 
-    if args.tokenizer:
-        tokenizer, options = SpeechTokenizer.from_pretrained(args.tokenizer), ["--tokenizer", args.tokenizer]
-    else:
-        tokenizer = SpeechTokenizer.from_config(args.random_init)
-        options = ["--tokenizer", args.random_init, "--random-init"]
+    tokenizer, options = load_tokenizer(args)
     waves = read_speech(args.audio, args.where, tokenizer.sample_rate, args.minutes * 60)
     found: dict[str, Any] = {
         "machine": machine(), "tokenizer": tokenizer.config.name, "hash": tokenizer.hash,
@@ -235,8 +224,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except JepaTokError as error:
-        print(f"long: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_main(main)
