@@ -41,6 +41,10 @@ def test_vocabulary(tmp_path, monkeypatch):
     assert run((DOCS / "vocabulary.md").read_text(encoding="utf-8")) >= 10
 
 
+def test_streaming():
+    assert run((DOCS / "streaming.md").read_text(encoding="utf-8")) >= 3
+
+
 def test_corpora(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     pytest.importorskip("polars")
