@@ -350,7 +350,7 @@ class SpeechTokenizer(nn.Module):
                     "try float32, or look for a training run that diverged."
                 )
             yield index, block[: left[index]].clone()  # an ordinary tensor, of its own memory
-            left[index] -= block.shape[0]
+            left[index] = max(0, left[index] - block.shape[0])
 
     # --- both at once
 

@@ -268,7 +268,7 @@ def make_manifest(tmp_path, clips, bad=0):
 def test_tokenize(jepa_tok, folder, tokenizer, clips, tmp_path):
     manifest, out = make_manifest(tmp_path, clips), tmp_path / "out"
     status, text, err = jepa_tok("tokenize", manifest, out, "--where", "split=dev", "--tokenizer", folder)
-    assert status == 0 and "1 of 1 utterances" in text and err == ""
+    assert status == 0 and "1 of 1 clips" in text and err == ""
     (row,) = read_shards(out)
     assert row.id == "b" and row.info == {"split": "dev"}
     assert torch.equal(row.ids, tokenizer.encode(load_audio(clips[1])).ids)
@@ -281,7 +281,7 @@ def test_tokenize(jepa_tok, folder, tokenizer, clips, tmp_path):
 def test_tokenize_names_bad_files_and_exits_with_1(jepa_tok, folder, clips, tmp_path):
     manifest = make_manifest(tmp_path, clips, bad=12)
     status, text, err = jepa_tok("tokenize", manifest, tmp_path / "out", "--tokenizer", folder)
-    assert status == 1 and "2 of 14 utterances" in text and "12 skipped" in text
+    assert status == 1 and "2 of 14 clips" in text and "12 skipped" in text
     lines = err.splitlines()
     assert (
         len(lines) == 11 and "skipped 'bad0'" in lines[0] and "bad0.wav" in lines[0] and "skipped 2 more" in lines[-1]
