@@ -275,7 +275,7 @@ def test_tokenize(jepa_tok, folder, tokenizer, clips, tmp_path):
     assert_error(jepa_tok("tokenize", manifest, out, "--tokenizer", folder), "overwrite")
     batched = ["--overwrite", "--batch-seconds", "10", "--rows-per-shard", "1", "--progress"]
     status, text, err = jepa_tok("tokenize", manifest, out, "--tokenizer", folder, *batched)
-    assert status == 0 and "2 of 2 utterances in 2 shards" in text and "h/s" in err
+    assert status == 0 and "2 of 2 clips in 2 shards" in text and "h/s" in err
 
 
 def test_tokenize_names_bad_files_and_exits_with_1(jepa_tok, folder, clips, tmp_path):
@@ -284,7 +284,10 @@ def test_tokenize_names_bad_files_and_exits_with_1(jepa_tok, folder, clips, tmp_
     assert status == 1 and "2 of 14 clips" in text and "12 skipped" in text
     lines = err.splitlines()
     assert (
-        len(lines) == 11 and "skipped 'bad0'" in lines[0] and "bad0.wav" in lines[0] and "skipped 2 more" in lines[-1]
+        len(lines) == 11
+        and "skipped 'bad0'" in lines[0]
+        and "bad0.wav" in lines[0]
+        and "skipped 12 (2 more)" in lines[-1]
     )
     assert jepa_tok("tokenize", manifest, tmp_path / "out", "--tokenizer", folder)[0] == 1  # also when all is done
     assert_error(jepa_tok("tokenize", manifest, tmp_path / "strict", "--strict", "--tokenizer", folder), "bad")
