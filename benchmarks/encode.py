@@ -1,0 +1,18 @@
+"""Speed of encoding beside EnCodec, Mimi, DAC, and the paper's encoder as a naive port runs it.
+
+    python -m benchmarks.encode [--audio CORPUS ...] [--out FILE.json]
+    python -m benchmarks.encode --models small small:compile base base:compile --batches 1 --threads 1
+
+See benchmarks/speed.py for how it is measured and docs/speed.md for what came out.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.speed import PEERS, main
+
+MODELS = [*PEERS, "small", "base", "paper", "paper-naive", "paper-taps", "small:bf16", "base:bf16", "paper:bf16"]
+
+if __name__ == "__main__":
+    sys.exit(main("encode", MODELS, __doc__))
