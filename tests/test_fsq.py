@@ -163,3 +163,13 @@ def test_calibration_on_a_constant_dimension_stays_finite() -> None:
     fsq.calibrate(torch.ones(10, 4))
     assert all(bool(t.isfinite().all()) for t in fsq.state_dict().values())
     assert fsq.quantize(torch.ones(3, 4)).shape == (3, 4)
+
+
+@pytest.mark.parametrize("count", [12, 13, 14, 15])
+def test_no_frame_of_the_calibration_lies_on_an_edge(count):
+    """A latent on an edge would change its code with the last bit of a float, which differs between batches."""
+    fsq = FSQ(QuantizerConfig(dim=4, bound="norm")).requires_grad_(False)
+    z = torch.randn(count, 4, generator=torch.Generator().manual_seed(count))
+    fsq.calibrate(z)
+    for nudge in (1 - 1e-6, 1 + 1e-6):
+        assert torch.equal(fsq.quantize(z + (nudge - 1) * torch.arange(4)), fsq.quantize(z))

@@ -71,6 +71,10 @@ class FSQ(nn.Module):
         """
         if self.scale is None or self.bias is None:
             return
+        if (
+            len(frames) > 1
+        ):  # an even number: quartiles of an odd one are frames' own values, where a last bit decides the code
+            frames = frames[: len(frames) // 2 * 2]
         quartiles = torch.tensor([0.25, 0.5, 0.75], device=frames.device)
         low, median, high = torch.quantile(self._normalise(frames.float()), quartiles, dim=0)
         scale = (2.0 * math.atanh(0.5) / (high - low)).clamp_max(_MAX_SCALE)
