@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from jepa_tok.errors import CorpusError
 from jepa_tok.files import as_path, atomic_writer, is_url, write_text
 
