@@ -1,0 +1,115 @@
+"""Benchmarks on two short clips: their facts and the shape of what they print; never a time."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import invariance, speed
+from benchmarks.clips import make_clip, read_clips
+from benchmarks.peers import PEERS, Port, make_codec, plain_block
+from jepa_tok import SpeechTokenizer, save_audio
+from tests.tokenizers import paper_layout
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return read_clips([], [0.9, 0.5])
+
+
+def arguments(**given) -> argparse.Namespace:
+    values = dict(
+        audio=[], seconds=0.5, batches=[1, 2], threads=[1], rounds=1, all=True, seed=0,
+        sizes=[2], threaded=[], partners="any", batch_seconds=100.0, bf16=True,
+    )  # fmt: skip
+    return argparse.Namespace(**(values | given))
+
+
+def test_clips_have_the_lengths_asked_for_and_are_the_same_every_time(tmp_path: Path) -> None:
+    for i in range(3):
+        save_audio(tmp_path / f"{i}.wav", make_clip(0.5, 24_000, seed=i))
+    lengths = [0.05, 0.3, 1.2]  # the last is longer than any recording
+    for sources in ([], [tmp_path]):
+        made = read_clips(sources, lengths)
+        assert [len(clip) for clip in made] == [1200, 7200, 28_800]
+        assert all(torch.equal(a, b) for a, b in zip(made, read_clips(sources, lengths)))
+
+
+def test_lengths_reach_from_the_shortest_to_beyond_a_window() -> None:
+    lengths = invariance.spread_lengths(500, seed=0)
+    assert len(lengths) == 500 and min(lengths) == pytest.approx(0.05) and max(lengths) == pytest.approx(35.0)
+    assert sum(length > 30 for length in lengths) >= 3 and 2.0 < sum(lengths) / 500 < 2.6
+
+
+@pytest.mark.parametrize("partners", ["any", "near"])
+def test_each_clip_is_in_one_batch_and_no_batch_is_too_large(partners: str) -> None:
+    waves = [torch.zeros(1 + 37 * i % 901) for i in range(41)]
+    batches = invariance.make_batches(waves, 8, partners, limit=4000, draw=random.Random(0))
+    assert sorted(i for batch in batches for i in batch) == list(range(41))
+    for batch in batches:
+        assert len(batch) <= 8 and len(batch) * max(len(waves[i]) for i in batch) <= 4000
+    assert batches != sorted(batches)
+
+
+def test_compare_counts_codes_frames_and_clips() -> None:
+    alone = [torch.zeros(3, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64)]
+    other = [alone[0].clone(), alone[1]]
+    other[0][1, :2] = 1
+    counted = invariance.compare(other, alone)
+    assert (counted["codes"], counted["differ"], counted["frames differ"], counted["clips differ"]) == (16, 2, 1, 1)
+    assert counted["per 100,000"] == 12_500
+
+
+def test_invariance_of_tiny(clips) -> None:
+    rows = list(invariance.measure(make_codec("tiny", clips), clips, arguments()))
+    conditions = ["alone, reverse order", "batches of 2"]
+    assert [(row["dtype"], row["condition"]) for row in rows] == [
+        *(("fp32", condition) for condition in conditions),
+        ("bf16", "alone, against fp32"),
+        *(("bf16", condition) for condition in conditions),
+    ]
+    assert all(row["codes"] == (3 + 2) * 128 for row in rows)
+    assert all(row["differ"] == 0 for row in rows if row["condition"] == "alone, reverse order")
+    assert rows[1]["differ"] <= 1  # a last bit at a level's edge
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_give_varied_codes_of_the_stated_shape(name: str, clips) -> None:
+    pytest.importorskip("transformers")
+    codec = make_codec(name, clips)
+    together = codec.encode(clips)
+    for clip, codes in zip(clips, together):
+        hop = round(24_000 / codec.frame_rate)
+        assert codes.shape[1] == codec.codes_per_frame
+        assert len(codes) in (len(clip) // hop, -(-len(clip) // hop))  # a rest is a frame of its own, but not for DAC
+    assert together[0].unique().numel() > 2  # empty codebooks would give one code, and nothing could differ
+    wave = codec.decode(together[:1])[0]
+    assert wave.dim() == 1 and abs(len(wave) - len(clips[0])) < 24_000 / codec.frame_rate + 1000
+
+
+def test_a_port_computes_the_same_layers(clips) -> None:
+    tokenizer = SpeechTokenizer.from_config(paper_layout())
+    expected = tokenizer.latents(clips[0])
+    port = Port("naive", tokenizer, "random", plain_block)
+    with port._ported():
+        torch.testing.assert_close(tokenizer.latents(clips[0]), expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(tokenizer.latents(clips[0]), expected)
+
+
+@pytest.mark.parametrize("side", ["encode", "decode"])
+def test_speed_table(side: str) -> None:
+    found = speed.measure(side, ["tiny", "tiny:bf16"], arguments())
+    assert [(row["codec"], row["batch"]) for row in found["rows"]] == [
+        (c, b) for b in (1, 2) for c in ("tiny", "tiny:bf16")
+    ]
+    plain, bf16 = found["codecs"]
+    assert plain["bit/s"] == 640 and plain["GFLOP/s of audio"] == bf16["GFLOP/s of audio"] > 0
+    if side == "encode":
+        assert bf16["codes"] == 2 * 2 * 128 and 0 <= bf16["changed codes"] < bf16["codes"]
+    else:
+        assert -60 < bf16["difference, dB"] < 0
+    assert {"command", "commit", "machine", "versions", "load_before"} <= found.keys()
