@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jepa_tok.corpus import (
     Utterance,
     encode_utterances,
+    find_shards,
     read_corpus,
     read_shards,
     spool_corpus,
@@ -168,3 +169,41 @@ def test_reserved_columns_are_refused_before_anything_is_made(tmp_path):
     with pytest.raises(CorpusError, match="column `tokens`"):
         tokenize_corpus(tmp_path / "m.jsonl", tmp_path / "out", Counter())
     assert not (tmp_path / "out").exists()
+
+
+# Other libraries' readers open the shards as they are -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A tokenized corpus, and id, tokens and number of its rows."""
+    folder = tmp_path_factory.mktemp("made")
+    tokenize_corpus(make_corpus(folder / "in", 7, bad=(2,)), folder / "out", Counter(), rows_per_shard=3)
+    return folder / "out", [(r.id, r.ids.flatten().tolist(), r.info["number"]) for r in read_shards(folder / "out")]
+
+
+def test_datasets_opens_them(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    out, rows = made
+    for source in ({"path": "parquet", "data_files": f"{out}/*.parquet"}, {"path": str(out)}):
+        found = datasets.load_dataset(**source, split="train", cache_dir=str(tmp_path / "cache"))
+        assert [(r["id"], r["tokens"], r["number"]) for r in found] == rows
+
+
+def test_polars_opens_them(made):
+    polars = pytest.importorskip("polars")
+    out, rows = made
+    assert polars.read_parquet(out / "*.parquet").select("id", "tokens", "number").rows() == rows
+
+
+def test_fairseq2_opens_them(made):
+    parquet = pytest.importorskip("fairseq2.data.parquet")
+    out, rows = made
+    stream = parquet.FragmentStreamingConfig(
+        parquet_path=[str(path) for path in find_shards(out)], fragment_shuffle_window=0, nb_epochs=1
+    )
+    config = parquet.BasicDataLoadingConfig(fragment_stream_config=stream)
+    tables = parquet.build_basic_parquet_data_pipeline(config).and_return()
+    found = [row for table in tables for row in table.to_pylist()]
+    assert [(r["id"], r["tokens"], r["number"]) for r in found] == rows

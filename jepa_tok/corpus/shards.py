@@ -19,6 +19,9 @@ The schema's metadata has the key `jepa_tok`: JSON with format, hash of the toke
 group_size, frame_rate and sample_rate. Shards hold no dates and no speeds: the same corpus
 gives the same bytes (with the same pyarrow).
 
+Other readers take the files, `OUT/tokens-*.parquet` (fairseq2's: the list of them, and `drop_null=False` where columns have
+gaps), since corpus.json and skipped.jsonl stand beside them.
+
 Folders and files may be URLs that fsspec knows (see jepa_tok.files).
 """
 
