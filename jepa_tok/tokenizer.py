@@ -349,8 +349,10 @@ class SpeechTokenizer(nn.Module):
                     f"{names[index]} must decode to finite audio, but the generator in {_dtype(self.dtype)} gave others; "
                     "try float32, or look for a training run that diverged."
                 )
-            yield index, block[: left[index]].clone()  # an ordinary tensor, of its own memory
-            left[index] = max(0, left[index] - block.shape[0])
+            block = block[: left[index]]
+            left[index] -= block.shape[0]
+            if block.shape[0]:  # a causal generator's last samples may all lie behind the clip's end
+                yield index, block.clone()  # an ordinary tensor, of its own memory
 
     # --- both at once
 

@@ -324,3 +324,12 @@ def test_a_causal_tokenizer_in_batches(causal: SpeechTokenizer) -> None:
     tokens = causal.encode(waves)
     for batched, wave in zip(causal.decode(tokens, batch_seconds=16.0), causal.decode(tokens)):
         torch.testing.assert_close(batched, wave, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [1, 9_600, 9_601, 24_000])
+def test_a_causal_tokenizer_writes_clips_of_any_length(causal: SpeechTokenizer, tmp_path, samples: int) -> None:
+    tokens = causal.encode(noise(2.0)[:samples])
+    blocks = list(causal.decode_blocks(tokens))
+    assert all(len(block) for block in blocks) and torch.equal(torch.cat(blocks), causal.decode(tokens))
+    save_audio(tmp_path / "a.wav", causal.decode_blocks(tokens))
+    assert len(load_audio(tmp_path / "a.wav")) == samples
