@@ -333,3 +333,12 @@ def test_a_causal_tokenizer_writes_clips_of_any_length(causal: SpeechTokenizer, 
     assert all(len(block) for block in blocks) and torch.equal(torch.cat(blocks), causal.decode(tokens))
     save_audio(tmp_path / "a.wav", causal.decode_blocks(tokens))
     assert len(load_audio(tmp_path / "a.wav")) == samples
+
+
+def test_a_stream_keeps_no_view_of_the_callers_buffer(causal: SpeechTokenizer) -> None:
+    wave, buffer = noise(1.3), torch.empty(480)
+    with causal.streaming() as stream:
+        for chunk in wave.split(480):
+            stream.push(buffer[: len(chunk)].copy_(chunk))
+        stream.finish()
+        assert stream.tokens == causal.encode(wave)

@@ -43,7 +43,7 @@ class StreamEncoder:
     def hear(self, wave: Tensor, last: bool = False) -> EncoderOutput:
         """As `push`, or with `last` as both, with all that the encoder says of these frames, as of a batch of one clip."""
         hop, weight = self.encoder.config.hop, self.encoder.project.weight
-        self._held.append(wave)
+        self._held.append(wave.clone())  # the caller may fill its buffer anew
         self._size += wave.shape[0]
         made: list[EncoderOutput] = []
         if self._size >= hop or last:
