@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jepa_tok import load_audio
+from jepa_tok.corpus.audio_source import load_utterance
 from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.corpus.utterance import Utterance
 
@@ -25,16 +25,14 @@ def read_clips(sources: Sequence[Path], seconds: Sequence[float], rate: int = 24
     rows = [row for source in sources for row in read_corpus(source)]
     speakers: dict[str, list[Utterance]] = {}
     for row in rows:
-        speakers.setdefault(str(row.info.get("speaker") or row.info.get("corpus", "")), []).append(row)
+        speakers.setdefault(_speaker(row), []).append(row)
     clips = []
     for length in seconds:
         size = max(1, round(length * rate))
         first = draw.choice(rows)
-        parts = [_read(first, rate)]
+        parts = [load_utterance(first, rate)]
         while sum(map(len, parts)) < size:
-            parts.append(
-                _read(draw.choice(speakers[str(first.info.get("speaker") or first.info.get("corpus", ""))]), rate)
-            )
+            parts.append(load_utterance(draw.choice(speakers[_speaker(first)]), rate))
         wave = torch.cat(parts)
         start = draw.randrange(len(wave) - size + 1)
         clips.append(wave[start : start + size].clone())
@@ -52,5 +50,5 @@ def make_clip(seconds: float, rate: int, seed: int) -> Tensor:
     return 0.1 * wave
 
 
-def _read(row: Utterance, rate: int) -> Tensor:
-    return load_audio(row.path, rate, start=row.start, end=row.end)
+def _speaker(row: Utterance) -> str:
+    return str(row.info.get("speaker") or row.info.get("corpus", ""))

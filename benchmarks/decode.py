@@ -7,11 +7,10 @@ See benchmarks/speed.py for how it is measured and docs/speed.md for what came o
 
 from __future__ import annotations
 
-import sys
-
+from benchmarks.common import run_main
 from benchmarks.speed import PEERS, main
 
 MODELS = [*PEERS, "small", "base", "paper", "paper-naive", "small:bf16", "base:bf16", "paper:bf16"]
 
 if __name__ == "__main__":
-    sys.exit(main("decode", MODELS, __doc__))
+    run_main(lambda: main("decode", MODELS, __doc__))

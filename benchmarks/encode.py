@@ -8,11 +8,10 @@ See benchmarks/speed.py for how it is measured and docs/speed.md for what came o
 
 from __future__ import annotations
 
-import sys
-
+from benchmarks.common import run_main
 from benchmarks.speed import PEERS, main
 
 MODELS = [*PEERS, "small", "base", "paper", "paper-naive", "paper-taps", "small:bf16", "base:bf16", "paper:bf16"]
 
 if __name__ == "__main__":
-    sys.exit(main("encode", MODELS, __doc__))
+    run_main(lambda: main("encode", MODELS, __doc__))

@@ -28,9 +28,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.clips import read_clips
-from benchmarks.common import machine, print_table, write_json
+from benchmarks.common import machine, print_table, run_main, write_json
 from benchmarks.peers import PEERS, Codec, make_codec
-from jepa_tok.errors import JepaTokError
 
 SHORT, LONG = (0.05, 4.0), (4.0, 35.0)
 """Seconds of nine clips in ten, and of the tenth."""
@@ -206,8 +205,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except JepaTokError as error:
-        print(f"invariance: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_main(main)

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import load_tokenizer, machine, print_table, run_main, run_verb, tokenizer_parser, write_json
-from jepa_tok import SpeechTokenizer, load_audio, save_audio
+from jepa_tok import SpeechTokenizer, save_audio
+from jepa_tok.corpus.audio_source import load_utterance
 from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.models.logmel import LogMel
 from jepa_tok.windows import cut_frames
@@ -49,7 +50,7 @@ def read_speech(manifest: Path | None, where: list[str] | None, rate: int, limit
     total = 0.0
     for row in read_corpus(manifest, where=where):
         if total < limit:
-            wave = load_audio(row.path, rate, start=row.start, end=row.end)
+            wave = load_utterance(row, rate)
             speakers.setdefault(str(row.info.get("speaker", "")), []).append(wave)
             total += len(wave) / rate
     return [torch.cat(waves) for waves in speakers.values()]

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import load_tokenizer, machine, print_table, run_main, tokenizer_parser, write_json
-from jepa_tok import SpeechTokenizer, load_audio
+from jepa_tok import SpeechTokenizer
 from jepa_tok.audio import Resampler
+from jepa_tok.corpus.audio_source import load_utterance
 from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.errors import JepaTokError
 from jepa_tok.inference import exact_inference
@@ -133,7 +134,7 @@ def read_clips(corpora: list[str], each: int, rate: int) -> list[Tensor]:
     for corpus in corpora:
         found = read_corpus(corpus)
         rows += found[:: max(1, len(found) // each)][:each]
-    return [load_audio(row.path, rate, start=row.start, end=row.end) for row in rows]
+    return [load_utterance(row, rate) for row in rows]
 
 
 def resampling_lag(rate: int, target: int) -> float:

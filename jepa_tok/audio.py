@@ -67,7 +67,7 @@ class AudioFile:
             self.name, self.source = str(getattr(path, "name", "audio")), path
         else:
             raise AudioError(f"`path` must be a path or an open binary file, but is {type(path).__name__} instead.")
-        self.sample_rate = _rate(sample_rate, "`sample_rate`")
+        self.sample_rate = check_rate(sample_rate, "`sample_rate`")
         self.start, self.end = start, end
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -76,7 +76,7 @@ class AudioFile:
             _check_file(self.name)
         try:
             with soundfile.SoundFile(self.source) as file:
-                rate = _rate(file.samplerate, f"'{self.name}'")
+                rate = check_rate(file.samplerate, f"'{self.name}'")
                 _check_whole(file, self.name)
                 resampler = Resampler(rate, self.sample_rate)
                 taken = 0
@@ -126,8 +126,8 @@ def prepare_wave(wave: Any, sample_rate: int, target: int = SAMPLE_RATE, name: s
     int8, int16 or int32. Raises AudioError, with `name` in front, for other shapes or dtypes, empty or non-finite audio,
     floats of integer size, and rates outside 4 to 192 kHz.
     """
-    rate = _rate(sample_rate, name)
-    return resample(mix_down(wave, name), rate, _rate(target, "`target`"))
+    rate = check_rate(sample_rate, name)
+    return resample(mix_down(wave, name), rate, check_rate(target, "`target`"))
 
 
 def mix_down(wave: Any, name: str = "audio", offset: int = 0) -> Tensor:
@@ -211,7 +211,7 @@ def save_audio(path: str | os.PathLike[str], wave: Any, sample_rate: int = SAMPL
     formats = {".wav": "WAV", ".flac": "FLAC"}
     if target.suffix.lower() not in formats:
         raise AudioError(f"'{target}' must end in .wav or .flac, but ends in '{target.suffix}' instead.")
-    rate = _rate(sample_rate, f"'{target}'")
+    rate = check_rate(sample_rate, f"'{target}'")
     kind = formats[target.suffix.lower()]
     if not target.parent.is_dir():
         raise AudioError(f"folder '{target.parent}' must exist before '{target.name}' is written there, but does not.")
@@ -265,7 +265,8 @@ def _as_float(wave: Any, name: str) -> Tensor:
     return (wave.double() / _FULL_SCALE[wave.dtype]).float()
 
 
-def _rate(rate: Any, name: str) -> int:
+def check_rate(rate: Any, name: str) -> int:
+    """`rate` as an int; raises AudioError, with `name` in front, unless it is a whole number from 4,000 to 192,000 Hz."""
     if (
         isinstance(rate, bool)
         or not isinstance(rate, (int, float, np.integer, np.floating))

@@ -84,3 +84,30 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes UTF-8 text, whole or not at all; line feeds stay as they are."""
     with atomic_writer(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def lock_folder(folder: Path, busy: str) -> int | None:
+    """Takes a local folder for this process, until the descriptor that it gives is closed or the process ends, however that be.
+
+    None, and no lock, where the system has none (nor do some network file systems). Raises CorpusError with the message
+    `busy` where another process has the folder.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CorpusError(busy) from None
+    except OSError:
+        pass
+    return descriptor
+
+
+def unlock(descriptor: int | None) -> None:
+    """Gives a folder free that `lock_folder` took."""
+    if descriptor is not None:
+        os.close(descriptor)

@@ -1,7 +1,4 @@
-"""Running a model so that what it gives depends on its weights and input alone: clips to windows to batches and back.
-
-B windows of a batch   S samples   T frames   D code dimensions   L steps of either kind
-"""
+"""Running a model so that what it gives depends on its weights and input alone."""
 
 from __future__ import annotations
 

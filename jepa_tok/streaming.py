@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from jepa_tok import packing
-from jepa_tok.audio import Resampler, mix_down, prepare_wave
+from jepa_tok.audio import Resampler, check_rate, mix_down
 from jepa_tok.errors import AudioError, JepaTokError, TokenError
 from jepa_tok.inference import exact_inference
 from jepa_tok.models.stream import StreamDecoder, StreamEncoder
@@ -46,9 +46,8 @@ class StreamingSession:
 
     def __init__(self, tokenizer: SpeechTokenizer, sample_rate: int | None = None) -> None:
         rate = tokenizer.sample_rate if sample_rate is None else sample_rate
-        prepare_wave(torch.zeros(1), rate, tokenizer.sample_rate, name="the stream")  # refuses what `encode` would
         self.tokenizer = tokenizer
-        self._resampler = Resampler(int(rate), tokenizer.sample_rate)
+        self._resampler = Resampler(check_rate(rate, "the stream"), tokenizer.sample_rate)
         self._encoder = StreamEncoder(tokenizer.encoder)
         self._decoder: StreamDecoder | None = None
         self._ids: list[Tensor] = []
@@ -66,7 +65,7 @@ class StreamingSession:
         """The next samples, any number of them -> ids int64 [t, G] of the frames that they complete, t >= 0.
 
         `chunk` is what `encode` takes as samples: a tensor, array or list [S] or [C, S], floats in [-1, 1] or integers; an
-        empty one is fine. Raises AudioError, and leaves the stream as it was, for what `prepare_wave` refuses.
+        empty one is fine. Raises AudioError, and leaves the stream as it was, for what `mix_down` refuses.
         """
         self._check_hearing()
         if _is_empty(chunk):

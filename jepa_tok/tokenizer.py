@@ -209,9 +209,9 @@ class SpeechTokenizer(nn.Module):
         """Speech to tokens: one clip to `Tokens`, a list of clips to a list of them in the same order.
 
         A clip is a tensor or array [S] or [C, S] (channels are averaged: clips are batched as a list, not as an axis), a
-        list of floats, or the path of a file. `sample_rate` is that of the samples given, this tokenizer's own (24 kHz) if
-        None; files know theirs. With `batch_seconds`, clips are padded into batches of up to that many seconds: faster on a
-        GPU, and equal but for the last bits of a float.
+        list of floats, the path of a file, or an `AudioFile`. `sample_rate` is that of the samples given, this tokenizer's
+        own (24 kHz) if None; files know theirs. With `batch_seconds`, clips are padded into batches of up to that many
+        seconds: faster on a GPU, and equal but for the last bits of a float.
 
         Raises AudioError, in a list naming the clip, where `prepare_wave` or `load_audio` refuse it.
         """

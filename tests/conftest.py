@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # One thread: fairseq2's CPU runs are several times faster so, and results do not depend on the machine's core count.
@@ -17,3 +18,20 @@ if str(ROOT) not in sys.path:  # tasks, recipes, probes and egs are used from th
 
 settings.register_profile("untimed", deadline=None)  # no test asserts on time
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """An untrained `tiny` tokenizer."""
+    from jepa_tok import SpeechTokenizer
+
+    return SpeechTokenizer.from_config("tiny")
+
+
+@pytest.fixture(scope="module")
+def thin():
+    """An untrained tokenizer in the published layout: see `paper_layout`."""
+    from jepa_tok import SpeechTokenizer
+    from tests.tokenizers import paper_layout
+
+    return SpeechTokenizer.from_config(paper_layout())

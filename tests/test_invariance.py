@@ -13,17 +13,6 @@ from jepa_tok.errors import AudioError, JepaTokError
 from jepa_tok.windows import Window
 from tests.tokenizers import one_line, paper_layout, speech
 
-
-@pytest.fixture(scope="module")
-def tiny():
-    return SpeechTokenizer.from_config("tiny")
-
-
-@pytest.fixture(scope="module")
-def thin():
-    return SpeechTokenizer.from_config(paper_layout())
-
-
 # --- the same tokens every time
 
 

@@ -16,18 +16,7 @@ import jepa_tok
 from jepa_tok import SpeechTokenizer, Tokens, load_audio
 from jepa_tok.audio import resample
 from jepa_tok.errors import AudioError, ConfigError, TokenError
-from tests.tokenizers import HOP, one_line, paper_layout, speech
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return SpeechTokenizer.from_config("tiny")
-
-
-@pytest.fixture(scope="module")
-def thin():
-    return SpeechTokenizer.from_config(paper_layout())
-
+from tests.tokenizers import HOP, one_line, speech
 
 # --- importing
 

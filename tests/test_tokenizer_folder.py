@@ -16,17 +16,6 @@ from jepa_tok.config import to_dict
 from jepa_tok.errors import ConfigError
 from tests.tokenizers import one_line, paper_layout, speech
 
-
-@pytest.fixture(scope="module")
-def tiny():
-    return SpeechTokenizer.from_config("tiny")
-
-
-@pytest.fixture(scope="module")
-def thin():
-    return SpeechTokenizer.from_config(paper_layout())
-
-
 # --- making
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 OVERSHOOT = 0.5
 """Seconds by which a segment may end after its recording, as in Kaldi's extract-segments; it is cut there."""
 
+READERS = 2
+"""Threads that read audio, where not told."""
+
 LONG = 600.0
 """Seconds above which a clip is not held in memory, but read while it is encoded."""
 
@@ -29,7 +32,7 @@ POOL = 8
 
 
 def encode_utterances(
-    utterances: Sequence[Utterance], tokenizer: Any, batch_seconds: float | None = None, workers: int = 2
+    utterances: Sequence[Utterance], tokenizer: Any, batch_seconds: float | None = None, workers: int = READERS
 ) -> Iterator[tuple[int, Tokens | AudioError]]:
     """Index and tokens of each utterance; a bad file gives the AudioError in place of tokens.
 

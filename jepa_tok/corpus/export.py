@@ -18,7 +18,7 @@ from jepa_tok.corpus.formats import FORMATS, ExportInfo, RowWriter, TokenSource,
 from jepa_tok.corpus.formats.common import METADATA_FILE, format_module
 from jepa_tok.corpus.shards import CORPUS_FILE, CORPUS_FORMAT
 from jepa_tok.errors import CorpusError
-from jepa_tok.files import as_path, is_url, write_text
+from jepa_tok.files import as_path, is_url, lock_folder, unlock, write_text
 
 
 def export_tokens(
@@ -128,32 +128,19 @@ def _scratch_folder(out: Path) -> Iterator[Path]:
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.parent / f".{out.name}.export.tmp"
+    busy = f"{out}: another process is exporting to this folder; wait for it or end it."
     if scratch.exists():
-        os.close(_lock(scratch, out))
+        unlock(lock_folder(scratch, busy))
         shutil.rmtree(scratch)
     scratch.mkdir()
-    descriptor = _lock(scratch, out)
+    descriptor = lock_folder(scratch, busy)
     try:
         yield scratch
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     finally:
-        os.close(descriptor)
-
-
-def _lock(folder: Path, out: Path) -> int:
-    # Held by the open descriptor, so it goes with the process however that ends.
-    descriptor = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(ImportError, OSError):  # some systems and network disks have no locks
-        import fcntl
-
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise CorpusError(f"{out}: another process is exporting to this folder; wait for it or end it.") from None
-    return descriptor
+        unlock(descriptor)
 
 
 def _publish(scratch: Path, out: Path, info: ExportInfo) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jepa_tok.corpus.encode import encode_utterances
+from jepa_tok.corpus.encode import READERS, encode_utterances
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow
 from jepa_tok.corpus.shards import write_numbered_shard
 from jepa_tok.corpus.utterance import Utterance
@@ -39,7 +39,9 @@ class ShardMaker:
     replace: bool = False
     """Whether shards are made anew though they are there."""
 
-    def make(self, index: int, members: Sequence[Utterance], workers: int = 2, heard: Heard | None = None) -> None:
+    def make(
+        self, index: int, members: Sequence[Utterance], workers: int = READERS, heard: Heard | None = None
+    ) -> None:
         """Writes shard `index` of these utterances, whole or not at all.
 
         Raises CorpusError at the first bad file if `strict`, where the whole source has vanished, and where the shard

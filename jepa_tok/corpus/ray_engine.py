@@ -25,9 +25,6 @@ from jepa_tok.errors import CorpusError, JepaTokError
 if TYPE_CHECKING:
     from jepa_tok.corpus.tokenize import Progress
 
-READERS = 2
-"""Threads that read audio, in each actor."""
-
 
 def make_shards(run: CorpusRun, workers: int | None, progress: Progress) -> None:
     """Makes the pending shards of `run`, which is started, in `workers` actors; None is one for each GPU or CPU.
@@ -86,7 +83,7 @@ class ShardActor:
         seconds: list[float] = []
         error = ""
         try:
-            self.maker.make(item["index"], members, READERS, lambda _, heard: seconds.append(heard))
+            self.maker.make(item["index"], members, heard=lambda _, heard: seconds.append(heard))
         except JepaTokError as e:
             error = str(e)
         return {

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import jepa_tok
+from jepa_tok.corpus.encode import READERS
 from jepa_tok.corpus.maker import Heard, ShardMaker, is_there
 from jepa_tok.corpus.schema import ShardMetadata
 from jepa_tok.corpus.shards import (
@@ -41,7 +42,7 @@ from jepa_tok.corpus.shards import (
 from jepa_tok.corpus.spool import UtteranceList, spool_corpus
 from jepa_tok.corpus.utterance import Utterance
 from jepa_tok.errors import CorpusError
-from jepa_tok.files import as_path, atomic_writer, is_url, write_text
+from jepa_tok.files import as_path, atomic_writer, is_url, lock_folder, unlock, write_text
 
 SKIPPED_FILE = "skipped.jsonl"
 
@@ -132,7 +133,9 @@ class CorpusRun:
         if self.out.exists() and not self.out.is_dir():
             raise CorpusError(f"{self.out}: the output must be a folder, but is a file.")
         self.out.mkdir(parents=True, exist_ok=True)
-        self._lock = None if is_url(self.out) else _lock(self.out)
+        if not is_url(self.out):
+            busy = f"{self.out}: another process is tokenizing into this folder; wait for it or end it."
+            self._lock = lock_folder(self.out, busy)
         for pattern in ("tokens-*.parquet.tmp", f"{SKIPPED_FILE}.tmp", f"{CORPUS_FILE}.tmp"):
             for left_over in self.out.glob(pattern):
                 left_over.unlink()
@@ -172,7 +175,7 @@ class CorpusRun:
         """The utterances of shard `index`."""
         return self.utterances[index * self.rows_per_shard : (index + 1) * self.rows_per_shard]
 
-    def make(self, index: int, workers: int = 2, heard: Heard | None = None) -> None:
+    def make(self, index: int, workers: int = READERS, heard: Heard | None = None) -> None:
         """Makes shard `index`; see `ShardMaker.make`."""
         self.maker.make(index, self.members(index), workers, heard)
 
@@ -244,9 +247,8 @@ class CorpusRun:
 
     def close(self) -> None:
         """Lets other processes have the folder; the end of the process does so too."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        unlock(self._lock)
+        self._lock = None
 
     def _fingerprint(self) -> dict[str, Any]:
         # All that decides a shard's bytes; a folder goes on only with the same.
@@ -337,20 +339,3 @@ def _spool(
     utterances = spool_corpus(source, split=split, where=where, allow_pipes=allow_pipes, strict=strict, name=name)
     utterances.refused[:0] = before
     return utterances
-
-
-def _lock(folder: Path) -> int | None:
-    # Held by the open descriptor, so it goes with the process however that ends; absent where the system has none.
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise CorpusError(f"{folder}: another process is tokenizing into this folder; wait for it or end it.") from None
-    except OSError:
-        pass  # some network file systems have no locks
-    return descriptor

@@ -11,14 +11,12 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jepa_tok.corpus.encode import READERS
 from jepa_tok.corpus.manifest import Utterance
 from jepa_tok.corpus.run import CorpusRun, TokenizeSummary
 from jepa_tok.errors import CorpusError
 
 ENGINES = ("local", "ray")
-
-READERS = 2
-"""Threads that read audio, where not told."""
 
 
 def tokenize_corpus(
