@@ -55,6 +55,7 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `jepa-tok` with `argv` (default: the process's own) and returns its exit status."""
+    hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         args = make_parser().parse_args(argv)
         status = args.run(args)
@@ -72,6 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Output is written beside its place and then renamed: what the user named is the place.
         name = f"{str(e.filename).removesuffix('.tmp')}: " if e.filename else ""
         return _fail(f"{name}{e.strerror or e}")
+    finally:
+        sys.unraisablehook = hook
+
+
+def _interrupt_again(lost: Any) -> None:
+    # Ctrl-C while a finaliser or a weak reference's callback runs is only reported by Python, and the program would go on.
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        import _thread
+        import threading
+
+        threading.Timer(0.01, _thread.interrupt_main).start()  # when the callback is over
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jepa_tok.corpus.audio_source import open_audio
@@ -33,7 +33,7 @@ POOL = 8
 
 def encode_utterances(
     utterances: Sequence[Utterance], tokenizer: Any, batch_seconds: float | None = None, workers: int = READERS
-) -> Iterator[tuple[int, Tokens | AudioError]]:
+) -> Generator[tuple[int, Tokens | AudioError], None, None]:
     """Index and tokens of each utterance; a bad file gives the AudioError in place of tokens.
 
     Clips are encoded one at a time in their order, or with `batch_seconds` in padded batches of up to that many seconds (see
@@ -111,14 +111,22 @@ class _Reader:
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
 
     def __enter__(self) -> _Reader:
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # Ctrl-C as likely as not: to start a thread is to wait for it
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        # They end with their clip; a process that ends before them can crash in the libraries they are in.
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=2.0)
 
     def __iter__(self) -> Iterator[Tensor | AudioError | None]:
         for i in range(len(self._utterances)):

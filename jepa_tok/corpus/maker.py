@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +46,7 @@ class ShardMaker:
         Raises CorpusError at the first bad file if `strict`, where the whole source has vanished, and where the shard
         cannot be written.
         """
-        with _no_thread_left():
-            rows, skipped = self._encode(members, workers, heard)
+        rows, skipped = self._encode(members, workers, heard)
         if skipped and self.source is not None and not is_there(self.source):
             # A disk that went away is no reason to skip all that is on it.
             raise CorpusError(
@@ -68,34 +66,25 @@ class ShardMaker:
         rate = self.metadata.sample_rate
         rows: list[TokenRow | None] = [None] * len(members)
         skips: dict[int, str] = {}
-        for at, result in encode_utterances(members, self.tokenizer, self.batch_seconds, workers):
-            u, seconds = members[at], 0.0
-            if isinstance(result, AudioError):
-                if self.strict:
-                    raise CorpusError(f"utterance '{u.id}': {result}")
-                skips[at] = str(result)
-            elif result.tokenizer not in ("", self.metadata.hash):
-                raise CorpusError(f"tokens must be of tokenizer {self.metadata.hash}, but are of {result.tokenizer}.")
-            else:
-                seconds = result.num_samples / rate
-                rows[at] = TokenRow(u.id, result.ids, result.num_samples, u.info)
-            if heard is not None:
-                heard(u, seconds)
+        # Closed at once when something ends the loop: its readers must not outlive it.
+        with contextlib.closing(encode_utterances(members, self.tokenizer, self.batch_seconds, workers)) as results:
+            for at, result in results:
+                u, seconds = members[at], 0.0
+                if isinstance(result, AudioError):
+                    if self.strict:
+                        raise CorpusError(f"utterance '{u.id}': {result}")
+                    skips[at] = str(result)
+                elif result.tokenizer not in ("", self.metadata.hash):
+                    raise CorpusError(
+                        f"tokens must be of tokenizer {self.metadata.hash}, but are of {result.tokenizer}."
+                    )
+                else:
+                    seconds = result.num_samples / rate
+                    rows[at] = TokenRow(u.id, result.ids, result.num_samples, u.info)
+                if heard is not None:
+                    heard(u, seconds)
         skipped = [{"id": members[at].id, "reason": skips[at]} for at in sorted(skips)]
         return [row for row in rows if row is not None], skipped
-
-
-@contextlib.contextmanager
-def _no_thread_left() -> Iterator[None]:
-    # Broken off, readers end with their clip; a process that ends before them can crash in the libraries they are in.
-    before = set(threading.enumerate())
-    try:
-        yield
-    except BaseException:
-        for thread in set(threading.enumerate()) - before:
-            if thread.is_alive():
-                thread.join(timeout=2.0)
-        raise
 
 
 def is_there(path: str) -> bool:
