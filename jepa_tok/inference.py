@@ -2,59 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+
+Undo = Callable[[], None]
+
+_lock = threading.Lock()
+_held: dict[Hashable, tuple[int, Undo]] = {}
+"""What threads share and hold changed at present: how many of them, and how the last one puts it back."""
 
 
 @contextmanager
 def exact_inference(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation and inference mode at the weights' own precision, whatever the caller has set.
 
-    Training flags of `module` and its submodules, autocast, TF32 and PyTorch's default dtype are put back as found.
+    Training flags of `module` and its submodules, autocast, TF32 and PyTorch's default dtype are put back as found. Threads may
+    overlap in it: what they share is changed by the first to enter and put back by the last to leave.
     """
-    training = [m for m in module.modules() if m.training]
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(_full_precision())
-        stack.enter_context(_usual_defaults())
-        for m in training:
-            m.training = False
-        try:
-            yield
-        finally:
-            for m in training:
-                m.training = True
+    changes: dict[Hashable, Callable[[], Undo]] = {m: partial(_set_evaluation, m) for m in module.modules()}
+    changes["fp32_precision"] = _set_full_precision
+    # Inference mode and autocast are the thread's own.
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), usual_defaults(), _hold(changes):
+        yield
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def usual_defaults(device: str = "cpu") -> Iterator[None]:
+    """What layers make without naming dtype or device (weights, windows, filters) is float32 and made on `device`."""
+    with _hold({"default_dtype": _set_float32}), ExitStack() as stack:
+        # The default device is the thread's own; naming it slows every call of a factory, so only where it is another.
+        if torch.get_default_device() != torch.device(device):
+            stack.enter_context(torch.device(device))
+        yield
+
+
+@contextmanager
+def _hold(changes: Mapping[Hashable, Callable[[], Undo]]) -> Iterator[None]:
+    """Makes those changes of settings that no thread holds yet; each is undone when no thread holds it any more."""
+    with _lock:
+        for key, change in changes.items():
+            count, undo = _held[key] if key in _held else (0, change())
+            _held[key] = count + 1, undo
+    try:
+        yield
+    finally:
+        with _lock:
+            for key in changes:
+                count, undo = _held.pop(key)
+                if count > 1:
+                    _held[key] = count - 1, undo
+                else:
+                    undo()
+
+
+def _set_full_precision() -> Undo:
     """float32 products in float32: TF32, PyTorch's default for convolutions on GPUs, keeps 10 bits and flips ids."""
     backends: Any = torch.backends
     settings = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
     before = [s.fp32_precision for s in settings]
-    try:
-        for s in settings:
-            s.fp32_precision = "ieee"
-        yield
-    finally:
+    for s in settings:
+        s.fp32_precision = "ieee"
+
+    def undo() -> None:
         for s, precision in zip(settings, before):
             s.fp32_precision = precision
 
+    return undo
 
-@contextmanager
-def _usual_defaults() -> Iterator[None]:
-    """Tables that layers make as they run (windows, filters) are float32 and made on the CPU, as in a fresh process."""
+
+def _set_float32() -> Undo:
     dtype = torch.get_default_dtype()
-    with ExitStack() as stack:
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
-        torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
+    torch.set_default_dtype(torch.float32)
+    return lambda: torch.set_default_dtype(dtype)
+
+
+def _set_evaluation(module: nn.Module) -> Undo:
+    training = module.training
+    module.training = False
+
+    def undo() -> None:
+        module.training = training
+
+    return undo

@@ -28,7 +28,7 @@ from jepa_tok.audio import AudioFile, prepare_wave
 from jepa_tok.clips import Heard, decode_clips, encode_clips, read_ahead
 from jepa_tok.config import TokenizerConfig
 from jepa_tok.errors import AudioError, ConfigError, JepaTokError, TokenError
-from jepa_tok.inference import exact_inference
+from jepa_tok.inference import exact_inference, usual_defaults
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.fsq import FSQ
 from jepa_tok.models.generator import Generator
@@ -110,13 +110,8 @@ class SpeechTokenizer(nn.Module):
     @classmethod
     def _build(cls, config: TokenizerConfig, device: str) -> SpeechTokenizer:
         config.check()
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)
-        try:
-            with torch.device(device):
-                return cls(config, Encoder(config.encoder), FSQ(config.quantizer), Generator(config.generator)).eval()
-        finally:
-            torch.set_default_dtype(default)
+        with usual_defaults(device):
+            return cls(config, Encoder(config.encoder), FSQ(config.quantizer), Generator(config.generator)).eval()
 
     # --- what a language model needs to know
 
@@ -370,20 +365,7 @@ class SpeechTokenizer(nn.Module):
             raise TokenError(
                 f"{name} must be Tokens, but is {type(tokens).__name__} instead; `tokenizer.tokens(ids)` makes them of bare ids."
             )
-        quantizer = self.config.quantizer
-        if list(tokens.radices) != quantizer.radices or tokens.group_size != quantizer.group_size:
-            raise TokenError(
-                f"{name} must have {_layout(quantizer.radices, quantizer.group_size)}, but has {_layout(tokens.radices, tokens.group_size)} instead; "
-                "they are of another tokenizer."
-            )
-        if tokens.sample_rate != self.sample_rate:
-            raise TokenError(
-                f"{name} must be of {self.sample_rate} Hz audio, but is of {tokens.sample_rate} Hz instead; they are of another tokenizer."
-            )
-        if tokens.num_frames != self.num_frames(tokens.num_samples):
-            raise TokenError(
-                f"{name} must have {self.num_frames(tokens.num_samples)} frames for its {tokens.num_samples} samples, but has {tokens.num_frames} instead."
-            )
+        tokens.check_layout(self.config, name)
         if check and tokens.tokenizer and tokens.tokenizer != self.hash:
             raise TokenError(
                 f"{name} must be of tokenizer {self.hash}, but is of {tokens.tokenizer} instead; `check=False` decodes it all the same."
@@ -400,9 +382,3 @@ def _name(index: int, single: bool) -> str:
 
 def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _layout(radices: Iterable[int], group_size: int) -> str:
-    radices = list(radices)
-    levels = f"{radices[0]} levels" if len(set(radices)) == 1 else "mixed levels"
-    return f"{len(radices)} dimensions of {levels} in groups of {group_size}"

@@ -6,6 +6,7 @@ T frames   G tokens of a frame   D code dimensions
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jepa_tok import packing
+from jepa_tok.config import TokenizerConfig
 from jepa_tok.errors import TokenError
 
 
@@ -93,6 +95,25 @@ class Tokens:
         """int64 [T * G], row-major: token g of frame t is at t * G + g."""
         return self.ids.flatten()
 
+    def check_layout(self, config: TokenizerConfig, name: str = "tokens") -> None:
+        """Raises TokenError, telling of them as `name`, unless a tokenizer of this config can decode them."""
+        quantizer, encoder = config.quantizer, config.encoder
+        if list(self.radices) != quantizer.radices or self.group_size != quantizer.group_size:
+            raise TokenError(
+                f"{name} must have {_layout(quantizer.radices, quantizer.group_size)}, but has "
+                f"{_layout(self.radices, self.group_size)} instead; they are of another tokenizer."
+            )
+        if self.sample_rate != encoder.sample_rate:
+            raise TokenError(
+                f"{name} must be of {encoder.sample_rate} Hz audio, but is of {self.sample_rate} Hz instead; "
+                "they are of another tokenizer."
+            )
+        frames = -(-self.num_samples // encoder.hop)
+        if self.num_frames != frames:
+            raise TokenError(
+                f"{name} must have {frames} frames for its {self.num_samples} samples, but has {self.num_frames} instead."
+            )
+
     def __len__(self) -> int:
         return self.num_frames
 
@@ -110,3 +131,8 @@ class Tokens:
     def __repr__(self) -> str:
         made_by = f", tokenizer={self.tokenizer!r}" if self.tokenizer else ""
         return f"Tokens({self.num_frames} frames x {self.num_groups}, {self.duration:.2f} s, {self.num_samples} samples at {self.sample_rate} Hz{made_by})"
+
+
+def _layout(radices: Sequence[int], group_size: int) -> str:
+    levels = f"{radices[0]} levels" if len(set(radices)) == 1 else "mixed levels"
+    return f"{len(radices)} dimensions of {levels} in groups of {group_size}"

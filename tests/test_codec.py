@@ -191,10 +191,9 @@ def test_a_few_steps_bring_a_sine_nearer(config: CodecConfig) -> None:
     assert moved == {"generator", "discriminator"} | (set() if config.freeze_encoder else {"encoder", "fsq"})
 
 
-def test_exported_modules_rebuild_the_reconstruction() -> None:
+def test_its_modules_rebuild_the_reconstruction_as_a_tokenizer_runs_them() -> None:
     codec = build().eval()
-    config, encoder, fsq, generator = codec.tokenizer_modules()
-    assert config is CONFIG.tokenizer
+    encoder, fsq, generator = codec.encoder, codec.fsq, codec.generator
     wave = sines(1, 777)
     with torch.inference_mode():
         codes = fsq.quantize(encoder(wave).latents)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from jepa_tok.config import TokenizerConfig
 from jepa_tok.models.discriminator import Discriminator, Feature
 from jepa_tok.models.encoder import Encoder, EncoderOutput
 from jepa_tok.models.fsq import FSQ
@@ -149,10 +148,6 @@ class Codec(nn.Module):
         if lengths is not None:  # the last frame reaches past the clip's last sample
             fake = fake * sequence_mask(lengths, wave.shape[1])
         return encoded, codes, fake
-
-    def tokenizer_modules(self) -> tuple[TokenizerConfig, Encoder, FSQ, Generator]:
-        """What inference needs, as `SpeechTokenizer.from_modules` takes it."""
-        return self.config.tokenizer, self.encoder, self.fsq, self.generator
 
     def _judge(self, fake: Tensor, lengths: Tensor | None) -> list[list[Feature]]:
         """Feature maps of `fake` with the discriminators' weights as constants."""
