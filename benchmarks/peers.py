@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from benchmarks.flops import count
 from jepa_tok import SpeechTokenizer
 from jepa_tok.models import layers
+from jepa_tok.models.encoder import WaveFront
 from jepa_tok.models.layers import HifiGanResBlock, TimeConv, apply_mask
 from jepa_tok.presets import PRESETS
 
@@ -118,8 +120,14 @@ def skipping_block(self: HifiGanResBlock, x: Tensor, mask: Tensor | None = None,
     return apply_mask(x, mask)
 
 
+def plain_factors(self: WaveFront, wave: Tensor) -> tuple[Tensor, Tensor]:
+    """`WaveFront.factors` that makes the front's output, which the first stage's convolution then takes as it is."""
+    x = self(wave, None, None)
+    return x, torch.eye(x.shape[1], dtype=x.dtype)
+
+
 class Port(Ours):
-    """A tokenizer whose residual blocks run as another implementation of the same layers would."""
+    """A tokenizer whose front and residual blocks run as another implementation of the same layers would."""
 
     def __init__(self, name: str, tokenizer: SpeechTokenizer, weights: str, block: Callable[..., Tensor]) -> None:
         super().__init__(name, tokenizer, weights)
@@ -127,12 +135,8 @@ class Port(Ours):
 
     @contextmanager
     def _ported(self) -> Iterator[None]:
-        own = HifiGanResBlock.forward
-        HifiGanResBlock.forward = self.block  # type: ignore[method-assign]
-        try:
+        with patch.object(HifiGanResBlock, "forward", self.block), patch.object(WaveFront, "factors", plain_factors):
             yield
-        finally:
-            HifiGanResBlock.forward = own  # type: ignore[method-assign]
 
     def encode(self, waves: list[Tensor]) -> list[Tensor]:
         """As `Ours.encode`."""
@@ -189,8 +193,15 @@ class Encodec(Peer):
             if nn.utils.parametrize.is_parametrized(module):
                 nn.utils.parametrize.remove_parametrizations(module, "weight")
         books = [layer.codebook for layer in self.model.quantizer.layers[: self.codes_per_frame]]
-        with torch.inference_mode():
-            _fill([(books, self.model.encoder(torch.cat(waves)[None, None]))], "embed")
+        wave = torch.cat(waves)[None, None]
+        with torch.no_grad():
+            # Random weights give latents that hardly leave their mean: distances to codebook entries would then differ by less
+            # than float32 resolves, and codes change by chance. A trained encoder's latents are centred.
+            last, latents = self.model.encoder.layers[-1].conv, self.model.encoder(wave)
+            scale = 1.0 / latents.std(-1).mean()
+            last.bias.copy_((last.bias - latents.mean((0, 2))) * scale)
+            last.weight.mul_(scale)
+            _fill([(books, self.model.encoder(wave))], "embed")
 
     def batch_codes(self, padded: Tensor, mask: Tensor) -> Tensor:
         """The model multiplies the samples by the mask; no other layer sees it."""

@@ -14,7 +14,7 @@ from jepa_tok.errors import ConfigError
 from jepa_tok.models.daam import DaamGate
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.jepa import Predictor
-from jepa_tok.models.layers import TimeConv, dilated_conv
+from jepa_tok.models.layers import TimeConv, apply_mask, dilated_conv, sequence_mask
 from jepa_tok.presets import tokenizer_config
 from jepa_tok.training_config import PredictorConfig
 
@@ -160,3 +160,18 @@ def test_daam_off_removes_the_gates() -> None:
     encoder = Encoder(toy(daam=False))
     assert not any(isinstance(m, DaamGate) for m in encoder.modules())
     assert encoder(torch.zeros(1, 500), return_gates=True).gates == []
+
+
+def test_front_and_first_conv_are_one_product_with_the_same_result() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(toy("wave"))
+    stage, size = encoder.stages[0], 400
+    assert encoder.front.conv.bias is not None
+    torch.nn.init.normal_(encoder.front.conv.bias)  # what would leak from behind a clip's end
+    mask = sequence_mask(torch.tensor([size, 251, 1]), size)
+    wave = torch.randn(3, size) * mask
+    samples, basis = encoder.front.factors(wave)
+    whole = encoder.front(wave, mask, None)
+    torch.testing.assert_close(basis @ samples, whole)
+    expected = stage.conv(apply_mask(whole, mask))
+    torch.testing.assert_close(stage.conv(apply_mask(samples, mask), None, basis), expected, atol=1e-5, rtol=1e-4)

@@ -61,6 +61,17 @@ class WaveFront(nn.Module):
         x = (self.gain * wave).to(self.conv.weight.dtype)
         return self.conv(x[:, None, :], state)
 
+    def factors(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """The same [B, C, S] as a product: what each sample's outputs are made of [B, k + 1, S], and the basis [C, k + 1].
+
+        These are the k samples around it and a one for the bias. Only for fronts that are not causal.
+        """
+        x = (self.gain * wave).to(self.conv.weight.dtype)
+        taps = self.conv.kernel_size[0]
+        x = F.pad(x, (taps // 2, taps // 2)).unfold(-1, taps, 1).transpose(1, 2)  # [B, k, S]
+        assert self.conv.bias is not None
+        return F.pad(x, (0, 0, 0, 1), value=1.0), torch.cat([self.conv.weight[:, 0], self.conv.bias[:, None]], dim=1)
+
 
 class MelFront(nn.Module):
     """Log-mel filterbank and Conv1d k3 at `front_hop`: the work of the costliest stages for a hundredth of their price."""
@@ -89,14 +100,18 @@ class StridedConv(nn.Conv1d):
         self.context = kernel - stride if causal else 0  # steps before its own s
         self.left = self.context if causal else max(stride // 2, 1)
 
-    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
-        """[B, C, L] -> [B, C', ceil(L / s)]; in a stream, L is a multiple of s but in the last piece."""
+    def forward(self, x: Tensor, state: StreamState | None = None, basis: Tensor | None = None) -> Tensor:
+        """[B, C, L] -> [B, C', ceil(L / s)]; in a stream, L is a multiple of s but in the last piece.
+
+        With a `basis` [C, R], x is [B, R, L] and stands for basis @ x: where R is small, that product is never made.
+        """
         length, kernel, stride, left = x.shape[-1], self.kernel_size[0], self.stride[0], self.left
         steps = -(-length // stride)
         right = (steps - 1) * stride + kernel - length - left
         if self.causal:
             x, left = look_back(x, left, state, self), 0
-        return super().forward(F.pad(x, (left, right)))
+        weight = self.weight if basis is None else torch.einsum("ock,cr->ork", self.weight, basis)
+        return F.conv1d(F.pad(x, (left, right)), weight, self.bias, stride)
 
 
 class EncoderStage(nn.Module):
@@ -131,16 +146,21 @@ class EncoderStage(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, mask_in: Tensor | None, mask: Tensor | None, state: StreamState | None = None
+        self,
+        x: Tensor,
+        mask_in: Tensor | None,
+        mask: Tensor | None,
+        state: StreamState | None = None,
+        basis: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Runs the stage.
 
-        :param x: [B, C, L].
+        :param x: [B, C, L]; with a `basis` [C, R] its factor [B, R, L] (`StridedConv`; first stage only, which has no norm).
         :param mask_in: Bool [B, L] of the input's own steps; None if all are.
         :param mask: Bool [B, L'] of the output's own steps, L' = ceil(L / s).
         :returns: [B, C', L'] and the gate [B, L'] (None without DAAM).
         """
-        x = self.snake(self.conv(apply_mask(self.norm(x), mask_in), state))
+        x = self.snake(self.conv(apply_mask(self.norm(x), mask_in), state, basis))
         for block in self.blocks:
             x = block(x, mask, state)
         gate = None
@@ -229,7 +249,13 @@ class Encoder(nn.Module):
         lengths = -(-lengths // rate)
         steps = -(-size // rate)
         heard = sequence_mask(lengths, steps)
-        x = self.front(wave, heard, state)  # [B, C, L]
+        basis: Tensor | None = None
+        if isinstance(self.front, WaveFront) and mask is None and not self.config.causal:
+            # Nothing but a mask stands between the front's conv and the first stage's: 64 channels at 24 kHz, the largest
+            # tensor of all, need not be made.
+            x, basis = self.front.factors(wave)  # [B, R, L], [C, R]
+        else:
+            x = self.front(wave, heard, state)  # [B, C, L]
         if mask is not None:
             hidden = mask.repeat_interleave(hop // rate, dim=1)[:, None, :steps]
             fill = x.new_zeros(()) if mask_embedding is None else mask_embedding[:, None].to(x.dtype)
@@ -240,7 +266,8 @@ class Encoder(nn.Module):
             lengths = -(-lengths // stride)
             steps = -(-steps // stride)
             heard_in, heard = heard, sequence_mask(lengths, steps)
-            x, gate = stage(x, heard_in, heard, state)
+            x, gate = stage(x, heard_in, heard, state, basis)
+            basis = None
             if return_gates and gate is not None:
                 gates.append(gate)
 
