@@ -35,3 +35,48 @@ def thin():
     from tests.tokenizers import paper_layout
 
     return SpeechTokenizer.from_config(paper_layout())
+
+
+@pytest.fixture
+def jepa_tok(capsys):
+    """Runs a command line in this process: exit status, stdout, stderr. A traceback would fail the test."""
+    from jepa_tok.cli import main
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            status = main([str(a) for a in arguments])
+        except SystemExit as e:  # argparse
+            status = e.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    """A saved tokenizer; untrained, but that is nobody's business."""
+    folder = tmp_path_factory.mktemp("tokenizer") / "tiny"
+    tiny.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    """The one in `folder`."""
+    from jepa_tok import SpeechTokenizer
+
+    return SpeechTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Two files of noise of half a second, a.wav at 16 kHz and b.flac at 24 kHz."""
+    import numpy as np
+    import soundfile
+
+    rng = np.random.default_rng(0)
+    for name, size, rate in (("a.wav", 7000, 16_000), ("b.flac", 12_345, 24_000)):
+        soundfile.write(tmp_path / name, rng.normal(0, 0.1, size), rate)
+    return tmp_path / "a.wav", tmp_path / "b.flac"

@@ -8,61 +8,13 @@ import sys
 import types
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 
 from jepa_tok import SpeechTokenizer, load_audio
-from jepa_tok.cli import main
 from jepa_tok.cli.main import VERBS
-from jepa_tok.corpus import TokenRow, content_hash, read_metadata, read_shards, write_shard
-
-
-@pytest.fixture
-def jepa_tok(capsys):
-    """Runs a command line in this process: exit status, stdout, stderr. A traceback would fail the test."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        try:
-            status = main([str(a) for a in arguments])
-        except SystemExit as e:  # argparse
-            status = e.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A saved tokenizer; untrained, but that is nobody's business."""
-    folder = tmp_path_factory.mktemp("tokenizer") / "tiny"
-    SpeechTokenizer.from_config("tiny").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    return SpeechTokenizer.from_pretrained(folder)
-
-
-@pytest.fixture
-def clips(tmp_path):
-    rng = np.random.default_rng(0)
-    for name, size, rate in (("a.wav", 7000, 16_000), ("b.flac", 12_345, 24_000)):
-        soundfile.write(tmp_path / name, rng.normal(0, 0.1, size), rate)
-    return tmp_path / "a.wav", tmp_path / "b.flac"
-
-
-def assert_error(result, *parts):
-    status, out, err = result
-    assert status == 2 and out == ""
-    assert err.startswith("jepa-tok: error: ") and err.count("\n") == 1 and err.endswith("\n")
-    for part in parts:
-        assert str(part) in err
-
+from jepa_tok.corpus import read_metadata, read_shards
+from tests.command_line import assert_error
 
 # Help and start -------------------------------------------------------------------------------------------------------
 
@@ -140,121 +92,6 @@ def test_bad_tokenizers(jepa_tok, clips, tmp_path, options, part):
     assert not (tmp_path / "out.wav").exists()
 
 
-# encode, decode, resynth ----------------------------------------------------------------------------------------------
-
-
-def test_encode_then_decode(jepa_tok, folder, tokenizer, clips, tmp_path):
-    out = tmp_path / "t.parquet"
-    status, text, err = jepa_tok("encode", *reversed(clips), "-o", out, "--tokenizer", folder)
-    assert status == 0 and "2 clips" in text and tokenizer.hash in text and err == ""
-    rows = list(read_shards(out))
-    assert [r.id for r in rows] == ["b", "a"]
-    for row, clip in zip(rows, reversed(clips)):
-        assert torch.equal(row.ids, tokenizer.encode(load_audio(clip)).ids)
-
-    status, text, err = jepa_tok("decode", out, tmp_path / "wavs", "--tokenizer", folder)
-    assert status == 0 and "2 clips" in text and err == ""
-    assert sorted(p.name for p in (tmp_path / "wavs").iterdir()) == ["a.wav", "b.wav"]
-    assert soundfile.info(tmp_path / "wavs" / "a.wav").frames == 10_500
-    wave, rate = soundfile.read(tmp_path / "wavs" / "b.wav", dtype="float32")
-    expected = tokenizer.decode(tokenizer.encode(load_audio(clips[1]))).clamp(-1, 1).numpy()
-    assert rate == 24_000 and len(wave) == 12_345 and np.abs(wave - expected).max() < 1e-4
-
-    status, text, _ = jepa_tok("decode", out, tmp_path / "one", "--id", "b", "--format", "flac", "--tokenizer", folder)
-    assert status == 0 and [p.name for p in (tmp_path / "one").iterdir()] == ["b.flac"]
-
-
-def test_encode_to_a_folder(jepa_tok, folder, clips, tmp_path):
-    assert jepa_tok("encode", clips[0], "-o", tmp_path / "x", "--tokenizer", folder)[0] == 0
-    (shard,) = (tmp_path / "x").iterdir()
-    assert shard.name == f"tokens-00000.{content_hash(shard)}.parquet"
-    again = jepa_tok("encode", clips[1], "-o", tmp_path / "x", "--tokenizer", folder)
-    assert_error(again, "holds token shards already", "--overwrite")
-    assert jepa_tok("encode", clips[1], "-o", tmp_path / "x", "--overwrite", "--tokenizer", folder)[0] == 0
-    (new,) = (tmp_path / "x").iterdir()
-    assert new.name != shard.name
-
-
-def test_encode_writes_all_or_nothing(jepa_tok, folder, clips, tmp_path):
-    bad = tmp_path / "bad.wav"
-    bad.write_bytes(b"no")
-    for out in (tmp_path / "t.parquet", tmp_path / "t"):
-        assert_error(jepa_tok("encode", *clips, bad, "-o", out, "--tokenizer", folder), "bad.wav")
-        assert not out.exists()
-
-
-@pytest.mark.parametrize("name", ["out.jsonl", "a.wav", "nowhere/t.parquet", "a.wav/t.parquet"])
-def test_encode_to_bad_places(jepa_tok, folder, clips, tmp_path, name):
-    assert_error(jepa_tok("encode", clips[0], "-o", tmp_path / name, "--tokenizer", folder), name.split("/")[0])
-
-
-def test_encode_two_files_of_one_name(jepa_tok, folder, clips, tmp_path):
-    (tmp_path / "x").mkdir()
-    twin = tmp_path / "x" / "a.wav"
-    twin.write_bytes(clips[0].read_bytes())
-    assert_error(
-        jepa_tok("encode", clips[0], twin, "-o", tmp_path / "t.parquet", "--tokenizer", folder), clips[0], twin
-    )
-
-
-def test_decode_needs_the_tokenizer_that_encoded(jepa_tok, clips, tmp_path, tokenizer, folder):
-    out = tmp_path / "t.parquet"
-    jepa_tok("encode", *clips, "-o", out, "--tokenizer", folder)
-    result = jepa_tok("decode", out, tmp_path / "wavs", "--tokenizer", "tiny", "--random-init", "--seed", "9")
-    assert result[0] == 2 and tokenizer.hash in result[2] and not (tmp_path / "wavs").exists()
-
-
-@pytest.mark.parametrize("id", ["../evil", "/tmp/evil", "a/../../evil", "", "a\\b", ".."])
-def test_decode_stays_in_its_folder(jepa_tok, tokenizer, folder, tmp_path, id):
-    from jepa_tok.corpus import ShardMetadata
-
-    tokens = tokenizer.encode(torch.zeros(100))
-    write_shard(tmp_path / "t.parquet", [TokenRow(id, tokens.ids, 100)], ShardMetadata.of(tokenizer))
-    assert_error(
-        jepa_tok("decode", tmp_path / "t.parquet", tmp_path / "d" / "wavs", "--tokenizer", folder), "cannot name a file"
-    )
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["t.parquet"]
-
-
-def test_decode_checks_before_it_writes(jepa_tok, folder, clips, tmp_path):
-    out, wavs = tmp_path / "t.parquet", tmp_path / "wavs"
-    jepa_tok("encode", *clips, "-o", out, "--tokenizer", folder)
-    wavs.mkdir()
-    (wavs / "b.wav").write_text("mine")
-    assert_error(jepa_tok("decode", out, wavs, "--tokenizer", folder), "b.wav: exists already")
-    assert [p.name for p in wavs.iterdir()] == ["b.wav"] and (wavs / "b.wav").read_text() == "mine"
-    assert jepa_tok("decode", out, wavs, "--overwrite", "--tokenizer", folder)[0] == 0
-    assert soundfile.info(wavs / "b.wav").frames == 12_345
-    assert_error(jepa_tok("decode", out, tmp_path / "x", "--id", "z", "--tokenizer", folder), "'z'")
-    assert_error(jepa_tok("decode", out, clips[0], "--tokenizer", folder), "must be a folder")
-    assert_error(jepa_tok("decode", clips[0], tmp_path / "x", "--tokenizer", folder), "a.wav")
-
-
-def test_resynth(jepa_tok, folder, clips, tmp_path):
-    out = tmp_path / "out.flac"
-    status, text, err = jepa_tok("resynth", clips[0], out, "--tokenizer", folder)
-    assert status == 0 and "2 frames, 38 tokens" in text and err == ""
-    assert soundfile.info(out).frames == 10_500 and soundfile.info(out).samplerate == 24_000
-    assert_error(jepa_tok("resynth", clips[0], out, "--tokenizer", folder), "exists already")
-    assert jepa_tok("resynth", clips[1], out, "--overwrite", "--tokenizer", folder)[0] == 0
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "part"),
-    [
-        ("gone.wav", "o.wav", "gone.wav"),
-        (".", "o.wav", "folder"),
-        ("text.wav", "o.wav", "text.wav"),
-        ("a.wav", "o.mp3", ".wav or .flac"),
-        ("a.wav", "gone/o.wav", "gone"),
-        ("a.wav", ".", "folder"),
-    ],
-)
-def test_resynth_refusals(jepa_tok, folder, clips, tmp_path, source, target, part):
-    (tmp_path / "text.wav").write_text("words\nand more")
-    assert_error(jepa_tok("resynth", tmp_path / source, tmp_path / target, "--tokenizer", folder), part)
-
-
 # tokenize, info, report -----------------------------------------------------------------------------------------------
 
 
@@ -329,6 +166,22 @@ def test_info_of_tokens_and_audio(jepa_tok, folder, tokenizer, clips, tmp_path):
     assert facts["columns"] == {"split": "string"} and facts["checked"].startswith("2 rows")
     status, text, _ = jepa_tok("info", clips[0], "--json")
     assert status == 0 and json.loads(text)["sample_rate"] == 16_000 and json.loads(text)["frames_at_2.5_Hz"] == 2
+
+
+@pytest.mark.parametrize("to", ["bin", "jsonl", "kaldi", "shar", "parquet"])
+def test_info_of_an_export_tells_what_its_shards_told(jepa_tok, folder, clips, tmp_path, to):
+    jepa_tok("tokenize", make_manifest(tmp_path, clips), tmp_path / "out", "--tokenizer", folder)
+    assert jepa_tok("export", tmp_path / "out", tmp_path / to, "--to", to)[0] == 0
+    status, text, err = jepa_tok("info", tmp_path / to, "--json", "--check")
+    facts, expected = json.loads(text), json.loads(jepa_tok("info", tmp_path / "out", "--json", "--check")[1])
+    assert status == 0 and err == "" and facts["format"] == to
+    own = {"tokens", "format", "shards"}
+    assert {k: v for k, v in facts.items() if k not in own} == {k: v for k, v in expected.items() if k not in own}
+
+
+def test_info_of_a_damaged_export_is_one_line(jepa_tok, tmp_path):
+    (tmp_path / "metadata.json").write_text("[]")
+    assert_error(jepa_tok("info", tmp_path), "metadata.json")
 
 
 @pytest.mark.parametrize("target", ["gone", "{tmp}", "{tmp}/x.parquet", "{tmp}/x.wav", "{tmp}/gone.parquet"])

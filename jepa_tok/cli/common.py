@@ -49,6 +49,13 @@ def add_batch_option(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def file_path(text: str) -> Path:
+    """An argparse type: a path, which '' is not, though `Path` takes it for the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path must not be empty")
+    return Path(text)
+
+
 def positive(kind: type) -> Any:
     """An argparse type: numbers of `kind` greater than 0."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from jepa_tok.cli.common import (
     add_tokenizer_options,
     check_output,
     duration,
+    file_path,
     load_tokenizer,
 )
 from jepa_tok.errors import CorpusError
@@ -28,8 +31,8 @@ def add_parser(verbs: Any) -> None:
         description="Decodes a shard of tokens, or a folder of shards, to OUT/ID.wav (16 bits; folders in ids are made).",
         epilog="example: jepa-tok decode tokens.parquet wavs --tokenizer my_tokenizer",
     )
-    parser.add_argument("tokens", metavar="TOKENS", type=Path, help="a .parquet shard or a folder of shards")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the audio")
+    parser.add_argument("tokens", metavar="TOKENS", type=file_path, help="a .parquet shard or a folder of shards")
+    parser.add_argument("out", metavar="OUT", type=file_path, help="folder for the audio")
     parser.add_argument("--id", metavar="ID", action="append", help="decode only this utterance; may be given again")
     parser.add_argument("--format", choices=("wav", "flac"), default="wav", help="of the audio (default: wav)")
     add_batch_option(parser)
@@ -46,11 +49,11 @@ def run(args: argparse.Namespace) -> int:
     from jepa_tok.corpus.encode import READ_AHEAD
     from jepa_tok.corpus.shards import read_metadata, read_shards
 
-    if args.out.exists() and not args.out.is_dir():
-        raise CorpusError(f"{args.out}: the output must be a folder, but is a file.")
     metadata = read_metadata(args.tokens)
     # A first pass finds every bad row, id and existing file before anything is decoded or written.
     targets, samples = _targets(args, read_shards(args.tokens))
+    _check_apart(targets, args.tokens, args.out)
+    _check_disk(targets.values(), args.out, args.overwrite)
     tokenizer = load_tokenizer(args)
     if tokenizer.hash != metadata.hash:
         raise CorpusError(
@@ -96,10 +99,7 @@ def _targets(args: argparse.Namespace, rows: Any) -> tuple[dict[str, Path], int]
             raise CorpusError(f"{args.tokens}: the id {row.id!r} cannot name a file inside {args.out}; rename it.")
         if row.id in targets:
             raise CorpusError(f"{args.tokens}: the id '{row.id}' must be unique, but is there twice.")
-        target = args.out.joinpath(*parts[:-1], f"{parts[-1]}.{args.format}")
-        if target.exists():
-            check_output(target, args.overwrite)
-        targets[row.id] = target
+        targets[row.id] = args.out.joinpath(*parts[:-1], f"{parts[-1]}.{args.format}")
         samples += row.num_samples
     missing = sorted(wanted - set(targets))
     if missing:
@@ -107,3 +107,54 @@ def _targets(args: argparse.Namespace, rows: Any) -> tuple[dict[str, Path], int]
     if not targets:
         raise CorpusError(f"{args.tokens}: there are no utterances.")
     return targets, samples
+
+
+def _check_apart(targets: dict[str, Path], tokens: Path, out: Path) -> None:
+    # Ids may differ where paths do not (`s/a` and `s//a`), and a file may stand where another id (`a.wav/b`) has its folder.
+    folds = _folds_case(out)
+
+    def place(path: Path) -> str:
+        return unicodedata.normalize("NFC", str(path)).casefold() if folds else str(path)
+
+    ids: dict[str, str] = {}
+    for id, target in targets.items():
+        other = ids.setdefault(place(target), id)
+        if other != id:
+            raise CorpusError(
+                f"{tokens}: each utterance must have a file of its own, but '{other}' and '{id}' are both {target} on "
+                "this disk; rename one, or decode it elsewhere with --id."
+            )
+    for id, target in targets.items():
+        for folder in target.relative_to(out).parents[:-1]:
+            other = ids.get(place(out / folder), id)
+            if other != id:
+                raise CorpusError(
+                    f"{tokens}: {out / folder} must be the file of '{other}' and a folder for '{id}'; rename one, or "
+                    "decode it elsewhere with --id."
+                )
+
+
+def _folds_case(folder: Path) -> bool:
+    # Whether names that differ only in case are one file there, as is usual on macOS and Windows.
+    folder = folder.absolute()
+    while not folder.exists() or folder.name.swapcase() == folder.name:
+        if folder == folder.parent:
+            return False
+        folder = folder.parent
+    twin = folder.with_name(folder.name.swapcase())
+    return twin.exists() and twin.samefile(folder)
+
+
+def _check_disk(targets: Iterable[Path], out: Path, overwrite: bool) -> None:
+    # Raises CorpusError where a file stands in the way of a folder, or of a target unless it may be overwritten.
+    folders: set[Path] = set()
+    for target in targets:
+        for folder in target.parents:
+            if folder in folders:
+                break
+            folders.add(folder)
+            if folder.exists() and not folder.is_dir():
+                what = "output" if folder == out else f"folder of {target}"
+                raise CorpusError(f"{folder}: the {what} must be a folder, but is a file.")
+        if target.exists():
+            check_output(target, overwrite)

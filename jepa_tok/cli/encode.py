@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from jepa_tok.cli.common import (
@@ -12,6 +11,7 @@ from jepa_tok.cli.common import (
     add_tokenizer_options,
     check_output,
     duration,
+    file_path,
     load_tokenizer,
 )
 from jepa_tok.errors import CorpusError
@@ -29,9 +29,11 @@ def add_parser(verbs: Any) -> None:
         "Stops at the first bad file and writes nothing; `jepa-tok tokenize` is for corpora: it resumes and skips.",
         epilog="example: jepa-tok encode a.wav b.flac -o tokens.parquet --tokenizer my_tokenizer",
     )
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="audio: wav, flac, ogg, opus, mp3, ...")
     parser.add_argument(
-        "-o", "--out", metavar="OUT", type=Path, required=True, help="a .parquet file, or a folder, which gets one shard"
+        "files", metavar="FILE", nargs="+", type=file_path, help="audio: wav, flac, ogg, opus, mp3, ..."
+    )
+    parser.add_argument(
+        "-o", "--out", metavar="OUT", type=file_path, required=True, help="a .parquet file, or a folder, which gets one shard"
     )  # fmt: skip
     add_batch_option(parser)
     add_overwrite_option(parser)

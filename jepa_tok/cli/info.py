@@ -1,30 +1,34 @@
-"""`jepa-tok info`: what a tokenizer, a preset, token shards or an audio file are."""
+"""`jepa-tok info`: what a tokenizer, a preset, tokens or an audio file are."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jepa_tok.cli.common import duration
 from jepa_tok.config import TokenizerConfig, to_dict
 from jepa_tok.errors import AudioError, ConfigError
 from jepa_tok.presets import PRESETS, tokenizer_config
 
+if TYPE_CHECKING:
+    from jepa_tok.corpus.schema import ShardMetadata, TokenRow
+
 
 def add_parser(verbs: Any) -> None:
     """Adds the verb."""
     parser = verbs.add_parser(
         "info",
-        help="describe a tokenizer, token shards or an audio file",
-        description="Describes a tokenizer (folder, packaged name or preset), token shards (file or folder) or an audio file.",
+        help="describe a tokenizer, tokens or an audio file",
+        description="Describes a tokenizer (folder, packaged name or preset), tokens (a shard, or a folder in any format) or an audio file.",
         epilog="example: jepa-tok info my_tokenizer\n         jepa-tok info tokens.parquet --check",
     )
     parser.add_argument("target", metavar="TARGET", help="a name, a folder or a file")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--check", action="store_true", help="token shards: read and check every row")
+    parser.add_argument("--check", action="store_true", help="tokens: read and check every row")
     parser.set_defaults(run=run)
 
 
@@ -45,6 +49,8 @@ def _facts(target: str, check: bool) -> dict[str, Any]:
     path = Path(target).expanduser()
     if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("tokens-*.parquet"))):
         return _of_shards(path, check)
+    if path.is_dir() and (path / "metadata.json").exists():
+        return _of_export(path, check)
     if path.is_file():
         return _of_audio(path)
 
@@ -107,9 +113,25 @@ def _of_shards(path: Path, check: bool) -> dict[str, Any]:
         rows += table.num_rows
         frames += pc.sum(table.column("n_frames")).as_py() or 0
         samples += pc.sum(table.column("n_samples")).as_py() or 0
-    facts = {
-        "tokens": str(path),
-        "shards": len(shards),
+    columns = {f.name: str(f.type) for f in open_shard(shards[0]).schema_arrow if f.name not in RESERVED}
+    facts = {"tokens": str(path), "format": "parquet", "shards": len(shards)}
+    facts |= _of_tokens(metadata, rows, frames, samples, columns)
+    return facts | (_checked(read_shards(path), rows) if check else {})
+
+
+def _of_export(path: Path, check: bool) -> dict[str, Any]:
+    from jepa_tok.corpus.formats import ExportInfo, open_tokens
+
+    info = ExportInfo.read(path)
+    facts = {"tokens": str(path), "format": info.layout}
+    facts |= _of_tokens(info.metadata, info.utterances, info.frames, info.samples, info.columns)
+    return facts | (_checked(open_tokens(path).rows(), info.utterances) if check else {})
+
+
+def _of_tokens(
+    metadata: ShardMetadata, rows: int, frames: int, samples: int, columns: dict[str, str]
+) -> dict[str, Any]:
+    return {
         "rows": rows,
         "frames": frames,
         "num_tokens": frames * metadata.num_groups,
@@ -119,15 +141,14 @@ def _of_shards(path: Path, check: bool) -> dict[str, Any]:
         "frame_rate": metadata.frame_rate,
         "num_groups": metadata.num_groups,
         "vocab_sizes": list(metadata.vocab_sizes),
-        "columns": {f.name: str(f.type) for f in open_shard(shards[0]).schema_arrow if f.name not in RESERVED},
+        "columns": columns,
     }
-    if check:
-        from tqdm import tqdm
 
-        facts["checked"] = (
-            f"{sum(1 for _ in tqdm(read_shards(path), total=rows, desc='check', disable=None))} rows are sound"
-        )
-    return facts
+
+def _checked(rows: Iterable[TokenRow], total: int) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    return {"checked": f"{sum(1 for _ in tqdm(rows, total=total, desc='check', disable=None))} rows are sound"}
 
 
 def _of_audio(path: Path) -> dict[str, Any]:

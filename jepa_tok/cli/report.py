@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from jepa_tok.cli.common import add_overwrite_option, check_output
+from jepa_tok.cli.common import add_overwrite_option, check_output, file_path
 from jepa_tok.errors import CorpusError
 
 
@@ -18,8 +17,8 @@ def add_parser(verbs: Any) -> None:
         description="Makes one self-contained HTML page of a run's folder: training curves, spectrograms, audio, probes.",
         epilog="example: jepa-tok report runs/mini --out report.html",
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder of the run")
-    parser.add_argument("--out", metavar="OUT", type=Path, help="the page (default: RUN_DIR/report.html)")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=file_path, help="folder of the run")
+    parser.add_argument("--out", metavar="OUT", type=file_path, help="the page (default: RUN_DIR/report.html)")
     add_overwrite_option(parser)
     parser.set_defaults(run=run)
 

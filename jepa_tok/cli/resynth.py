@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from jepa_tok.cli.common import add_overwrite_option, add_tokenizer_options, check_output, duration, load_tokenizer
+from jepa_tok.cli.common import (
+    add_overwrite_option,
+    add_tokenizer_options,
+    check_output,
+    duration,
+    file_path,
+    load_tokenizer,
+)
 
 
 def add_parser(verbs: Any) -> None:
@@ -17,8 +23,8 @@ def add_parser(verbs: Any) -> None:
         description="Encodes an audio file and decodes the tokens, to hear what they hold.",
         epilog="example: jepa-tok resynth in.wav out.wav --tokenizer my_tokenizer",
     )
-    parser.add_argument("input", metavar="IN", type=Path, help="audio: wav, flac, ogg, opus, mp3, ...")
-    parser.add_argument("output", metavar="OUT", type=Path, help="a .wav or .flac file")
+    parser.add_argument("input", metavar="IN", type=file_path, help="audio: wav, flac, ogg, opus, mp3, ...")
+    parser.add_argument("output", metavar="OUT", type=file_path, help="a .wav or .flac file")
     add_overwrite_option(parser)
     add_tokenizer_options(parser)
     parser.set_defaults(run=run)
@@ -29,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from jepa_tok.audio import AudioFile, save_audio
     from jepa_tok.errors import AudioError
 
+    if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
+        raise AudioError(f"'{args.output}' must not be the input itself, which it would replace; take another name.")
     check_output(args.output, args.overwrite)
     if args.output.suffix.lower() not in (".wav", ".flac"):
         raise AudioError(f"'{args.output}' must end in .wav or .flac, but ends in '{args.output.suffix}' instead.")

@@ -115,9 +115,7 @@ def writing(path: Path) -> Iterator[None]:
         if not (isinstance(e, OSError) or is_url(path)):
             raise
         reason = getattr(e, "strerror", None) or _one_line(e)
-        raise CorpusError(
-            f"{path}: cannot be written: {reason}; mend that and run the same command again, it goes on."
-        ) from None
+        raise CorpusError(f"{path}: cannot be written: {reason}; mend that and run the same command again.") from None
 
 
 class TokenShardWriter:
