@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import soundfile
 import torch
 
 from jepa_tok import packing
+from jepa_tok.corpus import load_utterance
+from jepa_tok.errors import AudioError
 from jepa_tok.presets import tokenizer_config
 from jepa_tok.tokens import Tokens
+
+RATE = 24_000
 
 
 class Counter:
@@ -55,3 +62,35 @@ def make_corpus(folder: Path, count: int, bad: tuple[int, ...] = (), rate: int =
 
 def contents(out: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(out.iterdir()) if p.name != "corpus.json"}
+
+
+def sound(seed: int, kind: str = "FLAC") -> bytes:
+    """A clip of 1000 + seed samples."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.random.default_rng(seed).normal(0, 0.1, 1000 + seed), RATE, format=kind)
+    return buffer.getvalue()
+
+
+def heard(utterances) -> list[int]:
+    return [len(load_utterance(u, RATE)) - 1000 for u in utterances]
+
+
+def outcomes(utterances) -> list:
+    """As `heard`, with the error in place of what cannot be read."""
+    found = []
+    for u in utterances:
+        try:
+            found += heard([u])
+        except AudioError as error:
+            found.append(str(error))
+    return found
+
+
+def write_parquet(path, columns: dict, **options) -> Path:
+    with path.open("wb") as file:
+        pq.write_table(pa.table(columns), file, **options)
+    return path
+
+
+def audio_column(count: int, paths=lambda i: None, first: int = 0) -> list:
+    return [{"bytes": sound(i), "path": paths(i), "sampling_rate": 1} for i in range(first, first + count)]

@@ -196,6 +196,15 @@ def test_folder_of_audio(tmp_path):
     assert found[0].path == str(tmp_path / "a" / "1.x.flac")
 
 
+def test_links_to_one_folder_are_all_followed(tmp_path):
+    write(tmp_path / "store" / "1.wav", "")
+    (tmp_path / "store" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "b").mkdir(parents=True)
+    for link in ("a", "b/c"):
+        (tmp_path / "in" / link).symlink_to(tmp_path / "store")
+    assert [u.id for u in read_corpus(tmp_path / "in")] == ["a/1", "b/c/1"]
+
+
 def test_folder_with_two_files_of_one_id(tmp_path):
     write(tmp_path / "a.wav", "")
     write(tmp_path / "a.flac", "")

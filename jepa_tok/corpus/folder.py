@@ -1,7 +1,7 @@
 """Folders: a Kaldi data folder, or a tree of audio files, of parquet files or of tar shards; never of more than one kind.
 
 A folder with a `wav.scp` is a Kaldi data folder. Any other is searched, with all below it: names that start with a dot are
-passed over, and links to folders are followed, but a loop of them is walked once. What is found decides what it is. The id
+passed over, and links to folders are followed, but not back to a folder that they are in. What is found decides what it is. The id
 of an audio file is its path within the folder without suffix, `/` kept (`spk1/book2/0003`), so ids mirror the tree.
 """
 
@@ -37,7 +37,7 @@ def read_folder(folder: Path, allow_pipes: bool, refuse: Refuse) -> Iterator[tup
         from jepa_tok.corpus.kaldi import read_kaldi
 
         return read_kaldi(folder, allow_pipes, refuse)
-    files = _walk(str(folder) if is_url(folder) else os.path.abspath(folder), "", set())
+    files = _walk(str(folder) if is_url(folder) else os.path.abspath(folder))
     return _read(str(folder), files, refuse)
 
 
@@ -79,13 +79,17 @@ def _kind(name: str) -> str:
     return "audio" if suffix in AUDIO_SUFFIXES else suffix if suffix in (".parquet", ".tar") else ""
 
 
-def _walk(folder: str, prefix: str, visited: set[Any]) -> Iterator[tuple[str, str]]:
-    """Name below the root and path of each file of a known kind, in the order of names without suffix."""
+def _walk(folder: str, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Name below the root and path of each file of a known kind, in the order of names without suffix.
+
+    `above` are the real paths of the folders that this one was reached through: to meet one of them again is a loop. Any
+    other folder is walked as often as links lead to it, under the name that each gives it.
+    """
     if not is_url(folder):
         real = os.path.realpath(folder)
-        if real in visited:
+        if real in above:
             return
-        visited.add(real)
+        above = (*above, real)
     # Ids are in order if each folder's are, with its folders' names ending in the slash that follows them there.
     entries = sorted(
         (name + "/" if is_folder else os.path.splitext(name)[0], name) for name, is_folder in _list(folder)
@@ -93,7 +97,7 @@ def _walk(folder: str, prefix: str, visited: set[Any]) -> Iterator[tuple[str, st
     for key, name in entries:
         path = posixpath.join(folder, name)
         if key == name + "/":
-            yield from _walk(path, prefix + key, visited)
+            yield from _walk(path, prefix + key, above)
         elif _kind(name):
             yield prefix + name, path
 

@@ -190,11 +190,19 @@ def _id(info: dict[str, Any], within: Any, stem: str, row: int) -> Any:
 
 def read_cell(cell: Cell) -> bytes | None:
     """The bytes of a cell; rows that follow each other are read from the file once."""
-    return _cursor(cell.file, cell.column, cell.group).read(cell.row)
+    return _cursor(cell.file, cell.column, cell.group, _version(cell.file)).read(cell.row)
+
+
+def _version(file: str) -> tuple[int, ...]:
+    """What differs where a file on a local disk was replaced; files behind URLs are taken to stay as they are."""
+    if is_url(file):
+        return ()
+    found = os.stat(file)
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 @functools.lru_cache(maxsize=4)
-def _cursor(file: str, column: str, group: int) -> _Cursor:
+def _cursor(file: str, column: str, group: int, version: tuple[int, ...]) -> _Cursor:
     return _Cursor(file, column, group)
 
 
@@ -202,21 +210,27 @@ class _Cursor:
     """Reads the cells of a row group in order, a few at a time; going back by more than a few starts anew."""
 
     def __init__(self, file: str, column: str, group: int) -> None:
-        self._file, self._column, self._group = _open(file), column, group
+        self._name, self._column, self._group = file, column, group
         self._lock = threading.Lock()
+        self._file: Any = None
         self._start()
 
     def read(self, row: int) -> bytes | None:
         with self._lock:
-            if self._held and row < self._held[0][0]:
+            if self._file is None or (self._held and row < self._held[0][0]):
                 self._start()
-            while row >= self._end:
-                values = next(self._batches).column(0)
-                self._held.append((self._end, values if values.type.num_fields == 0 else values.field("bytes")))
-                self._end += len(values)
+            try:
+                while row >= self._end:
+                    values = next(self._batches).column(0)
+                    self._held.append((self._end, values if values.type.num_fields == 0 else values.field("bytes")))
+                    self._end += len(values)
+            except BaseException:
+                self._file = None  # batches end with the first read that fails: the next row opens the file again
+                raise
             return next(values[row - first] for first, values in reversed(self._held) if row >= first).as_py()
 
     def _start(self) -> None:
+        self._file = self._file or _open(self._name)
         self._batches = self._file.iter_batches(CELLS, row_groups=[self._group], columns=[self._column])
         self._held: deque[tuple[int, Any]] = deque(maxlen=2)  # two: threads may ask a little out of order
         self._end = 0
