@@ -21,3 +21,7 @@ class TokenError(JepaTokError, ValueError):
 
 class CorpusError(JepaTokError):
     """A manifest, corpus folder or token shard breaks its format."""
+
+
+class AdapterError(JepaTokError):
+    """A tokenizer's adapter is unknown, lacks a package or weights, or has not learned what it must before it encodes."""
