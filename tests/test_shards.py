@@ -160,7 +160,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CorpusError, match=r"cannot be written: No space left on device; .* goes on"):
+    with pytest.raises(CorpusError, match=r"cannot be written: No space left on device; .* same command again"):
         write_numbered_shard(tmp_path, 0, [row()], METADATA)
     assert not list(tmp_path.iterdir())
 
@@ -271,7 +271,7 @@ def test_a_corpus_that_is_not_whole_is_not_read(tmp_path):
         ({}, None),
         ({"state": "running"}, "1 of 1 shards"),
         ({"num_shards": 2}, "1 of 2 shards"),
-        ({"num_shards": "2"}, "not the corpus.json"),
+        ({"num_shards": "2"}, "its `num_shards` is 2"),
         ({"format": "x"}, "format must be"),
     ):
         (tmp_path / "corpus.json").write_text(json.dumps(state | change))

@@ -88,6 +88,63 @@ def test_a_lost_shard_is_made_again(whole, tmp_path):
     assert sum(map(len, again.batches)) == 2 and contents(tmp_path) == expected
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_damaged_shards_are_put_aside_and_made_again(whole, tmp_path, caplog, finished):
+    manifest, expected, _ = whole
+    tokenize_corpus(manifest, tmp_path, Counter(), rows_per_shard=2)
+    shards = list_shards(tmp_path)
+    kept = {path: path.read_bytes() for path in shards.values()}
+    flipped = bytearray(kept[shards[1]])
+    flipped[len(flipped) // 3] ^= 1
+    shards[1].write_bytes(flipped)
+    shards[3].write_bytes(kept[shards[3]][:-9])
+    if not finished:
+        shards[5].unlink()
+        state = json.loads((tmp_path / "corpus.json").read_text())
+        (tmp_path / "corpus.json").write_text(json.dumps(state | {"state": "running"}))
+    tokenize_corpus(manifest, tmp_path, Counter(), rows_per_shard=2)
+    aside = [path.with_name(f"{path.name}.damaged") for path in (shards[1], shards[3])]
+    assert [path.read_bytes() for path in aside] == [flipped, kept[shards[3]][:-9]]
+    assert [record.getMessage().split(": ")[0] for record in caplog.records] == [str(shards[1]), str(shards[3])]
+    for path in aside:
+        path.unlink()
+    assert contents(tmp_path) == expected
+
+
+def test_damage_behind_a_url_is_mended_too(whole):
+    manifest, expected, _ = whole
+    store, out = fsspec.filesystem("memory"), "memory://damaged/out"
+    tokenize_corpus(manifest, out, Counter(), rows_per_shard=2)
+    path = list_shards(out)[2]
+    path.write_bytes(b"PAR1")
+    tokenize_corpus(manifest, out, Counter(), rows_per_shard=2)
+    found = {path.rpartition("/")[2]: store.cat(path) for path in store.ls("/damaged/out", detail=False)}
+    assert found.pop(f"{path.name}.damaged") == b"PAR1"
+    assert found.pop("corpus.json") and found == expected
+
+
+def test_the_output_must_be_outside_of_a_folder_that_is_searched(tmp_path):
+    manifest = make_corpus(tmp_path / "in", 3)
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for out in ("in", "in/deep/out", "link", "link/out", "x/../in"):
+        with pytest.raises(CorpusError, match=r"^[^\n]*must be outside of the source[^\n]*$"):
+            tokenize_corpus(tmp_path / "in", tmp_path / out, Counter())
+    assert len(list((tmp_path / "in").iterdir())) == 4
+    for source, out in (
+        (tmp_path / "in", "in2"),
+        (tmp_path / "in", "in/.out"),
+        (tmp_path / "in", ""),
+        (manifest, "in"),
+    ):
+        for _ in range(2):
+            assert tokenize_corpus(source, tmp_path / out, Counter()).written == 3
+    (tmp_path / "kaldi").mkdir()
+    (tmp_path / "kaldi/wav.scp").write_text(f"a {tmp_path}/in/u0.wav\n")
+    for out in ("kaldi/tokens", "kaldi"):
+        for _ in range(2):
+            assert tokenize_corpus(tmp_path / "kaldi", tmp_path / out, Counter()).written == 1
+
+
 def test_mended_files_are_taken_up_on_request(tmp_path):
     manifest = make_corpus(tmp_path / "in", 5, bad=(3,))
     tokenize_corpus(manifest, tmp_path / "out", Counter(), rows_per_shard=2)

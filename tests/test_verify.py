@@ -14,7 +14,7 @@ import torch
 
 from jepa_tok import SpeechTokenizer
 from jepa_tok.cli import main
-from jepa_tok.corpus import ShardMetadata, TokenRow, content_hash, tokenize_corpus, write_numbered_shard
+from jepa_tok.corpus import ShardMetadata, TokenRow, content_hash, find_shards, tokenize_corpus, write_numbered_shard
 from jepa_tok.corpus.export import export_tokens
 from jepa_tok.corpus.formats import FORMATS
 from jepa_tok.corpus.verify import _twice, verify_tokens
@@ -159,9 +159,11 @@ def test_a_corpus_json_without_counts(corpus):
     state = {"format": "jepa-tok-corpus/1", "state": "done", "num_shards": 3}
     (corpus / "corpus.json").write_text(json.dumps(state))
     assert_failed(verify_tokens(corpus), "totals", "`hours` must be")
-    (corpus / "corpus.json").write_text("{")
-    with pytest.raises(CorpusError, match=r"not the corpus\.json"):
-        verify_tokens(corpus)
+    for text in ("{", "[]", "{}", "null", "7", "[" * 100_000, json.dumps(state | {"shards": [1]}), '{"format": []}'):
+        (corpus / "corpus.json").write_text(text)
+        for use in (verify_tokens, find_shards):
+            with pytest.raises(CorpusError, match=r"^[^\n]*corpus\.json: [^\n]*$"):
+                use(corpus)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import TYPE_CHECKING, Any
 
 from jepa_tok.cli.common import add_batch_option, add_tokenizer_options, complain, duration, load_tokenizer, positive
@@ -62,8 +63,11 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tokenizes, then prints the summary; 1 where something was skipped."""
     from jepa_tok.corpus import spool_corpus, tokenize_corpus
+    from jepa_tok.corpus.folder import check_apart
 
+    logging.getLogger("jepa_tok").handlers = [_Complaints()]
     # Before the model: a bad manifest answers at once.
+    check_apart(args.source, args.out)
     utterances = spool_corpus(
         args.source, split=args.split, where=args.where, allow_pipes=args.allow_pipes, strict=args.strict
     )
@@ -89,6 +93,13 @@ def run(args: argparse.Namespace) -> int:
         f"{summary.times_real_time:.3g}x real time, {summary.skipped} skipped, tokenizer {summary.hash}"
     )
     return 1 if summary.skipped else 0
+
+
+class _Complaints(logging.Handler):
+    """What is logged, as lines of `jepa-tok`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(record.getMessage())
 
 
 def _name_skipped(summary: TokenizeSummary) -> None:

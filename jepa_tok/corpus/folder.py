@@ -41,6 +41,18 @@ def read_folder(folder: Path, allow_pipes: bool, refuse: Refuse) -> Iterator[tup
     return _read(str(folder), files, refuse)
 
 
+def check_apart(source: str, out: str | os.PathLike[str]) -> None:
+    """Raises CorpusError where tokens in the local folder `out` would be found when the folder `source` is searched again."""
+    if is_url(source) or is_url(out) or not os.path.isdir(source) or os.path.exists(os.path.join(source, "wav.scp")):
+        return
+    within = os.path.relpath(os.path.realpath(as_path(out)), os.path.realpath(source)).split(os.sep)
+    if within[0] != os.pardir and not any(part.startswith(".") and part != os.curdir for part in within):
+        raise CorpusError(
+            f"{out}: the output must be outside of the source, as {source} is searched with all below it, but is "
+            f"{'the same folder' if within == [os.curdir] else 'in it'}; take a folder elsewhere."
+        )
+
+
 def _read(folder: str, files: Iterator[tuple[str, str]], refuse: Refuse) -> Iterator[tuple[str, Utterance]]:
     first = next(files, None)
     if first is None:

@@ -3,7 +3,8 @@
 Which utterance belongs to which shard is settled before the first is read: shard k holds utterances k * rows_per_shard
 onwards, in the order of the manifest. A shard appears whole or not at all, and carries the list of the files that were
 skipped in it, so a run killed at any instant and started again makes the shards that are missing and nothing else, and
-the result has the same bytes as that of an uninterrupted run. `OUT/corpus.json` says what is being made of what, so that
+the result has the same bytes as that of an uninterrupted run. A shard whose bytes contradict the hash in its name is moved
+aside (to `NAME.damaged`) and made again; to find them, each run first reads the shards that are there. `OUT/corpus.json` says what is being made of what, so that
 two corpora or two tokenizers never mix in one folder.
 
     OUT/tokens-00000.0123456789abcdef.parquet ...   the tokens; see jepa_tok.corpus.shards
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import shlex
 import sys
@@ -28,21 +30,26 @@ from typing import IO, Any
 
 import jepa_tok
 from jepa_tok.corpus.encode import READERS
+from jepa_tok.corpus.folder import check_apart
 from jepa_tok.corpus.maker import Heard, ShardMaker, is_there
 from jepa_tok.corpus.schema import ShardMetadata
 from jepa_tok.corpus.shards import (
     CORPUS_FILE,
     CORPUS_FORMAT,
+    content_hash,
     list_shards,
+    named_hash,
     open_shard,
     read_metadata,
     read_state,
     writing,
 )
 from jepa_tok.corpus.spool import UtteranceList, spool_corpus
-from jepa_tok.corpus.utterance import Utterance
+from jepa_tok.corpus.utterance import Utterance, reading
 from jepa_tok.errors import CorpusError
 from jepa_tok.files import as_path, atomic_writer, is_url, lock_folder, unlock, write_text
+
+log = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped.jsonl"
 
@@ -85,7 +92,7 @@ class CorpusRun:
 
     Every process makes one; rank 0 calls `start`; after a barrier, each lists `pending()`; after another, each calls
     `make` for its share of the list; after a last one, rank 0 calls `finish`. No two processes make the same shard, so
-    nothing else is shared. Raises CorpusError as `spool_corpus` does. See `tokenize_corpus` for the parameters.
+    nothing else is shared. Raises CorpusError as `spool_corpus` does, and where `out` is in a folder that is searched. See `tokenize_corpus` for the parameters.
     """
 
     def __init__(
@@ -109,6 +116,7 @@ class CorpusRun:
             raise CorpusError(f"`batch_seconds` must be greater than 0, but is {batch_seconds} instead.")
         self.out, self.tokenizer = as_path(out), tokenizer
         self.source = str(source) if isinstance(source, (str, os.PathLike)) else name
+        check_apart(self.source, self.out)
         self.utterances = _spool(source, split, where, allow_pipes, strict, name)
         self.rows_per_shard = rows_per_shard
         self.num_shards = -(-len(self.utterances) // rows_per_shard)
@@ -129,7 +137,10 @@ class CorpusRun:
         self._began = 0.0
 
     def start(self, overwrite: bool = False) -> None:
-        """Claims the folder for this corpus and tokenizer, or raises CorpusError where it belongs to others."""
+        """Claims the folder for this corpus and tokenizer, or raises CorpusError where it belongs to others.
+
+        Damaged shards are moved aside, with a warning in the log for each.
+        """
         if self.out.exists() and not self.out.is_dir():
             raise CorpusError(f"{self.out}: the output must be a folder, but is a file.")
         self.out.mkdir(parents=True, exist_ok=True)
@@ -140,7 +151,8 @@ class CorpusRun:
             for left_over in self.out.glob(pattern):
                 left_over.unlink()
         if overwrite:
-            for old in [*self.out.glob("tokens-*.parquet"), self.out / SKIPPED_FILE, self.out / CORPUS_FILE]:
+            shards = [*self.out.glob("tokens-*.parquet"), *self.out.glob("tokens-*.parquet.damaged")]
+            for old in [*shards, self.out / SKIPPED_FILE, self.out / CORPUS_FILE]:
                 old.unlink(missing_ok=True)
         given = self._fingerprint()
         done = False
@@ -158,6 +170,7 @@ class CorpusRun:
                 f"{self.out}: the folder holds token shards but no {CORPUS_FILE} that says of what; "
                 "take another output folder, or overwrite this one."
             )
+        self._put_damaged_aside()
         if self.pending() or not done:
             self._write_state({"state": "running", **given, "source": self.source, "num_shards": self.num_shards})
 
@@ -249,6 +262,20 @@ class CorpusRun:
         """Lets other processes have the folder; the end of the process does so too."""
         unlock(self._lock)
         self._lock = None
+
+    def _put_damaged_aside(self) -> None:
+        for path in sorted(self.out.glob("tokens-*.parquet")):
+            with reading(str(path)):
+                damaged = named_hash(path) not in (None, content_hash(path))
+            if damaged:
+                aside = path.with_name(f"{path.name}.damaged")
+                with writing(aside):
+                    path.rename(aside)
+                log.warning(
+                    "%s: the shard is damaged: its bytes contradict the hash in its name; it is now %s, and made again.",
+                    path,
+                    aside.name,
+                )
 
     def _fingerprint(self) -> dict[str, Any]:
         # All that decides a shard's bytes; a folder goes on only with the same.

@@ -247,15 +247,29 @@ def _digits(sha: Any) -> str:
 def read_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The corpus.json of a tokenized corpus: `state` is `running` or `done`; raises CorpusError where it is broken."""
     path = as_path(folder) / CORPUS_FILE
+    broken = f"{path}: must be the corpus.json of a tokenized corpus, but "
+    mend = "put it back as it was, or tokenize with --overwrite"
     try:
         state = json.loads(path.read_bytes())
-        if state["format"] != CORPUS_FORMAT:
-            raise CorpusError(f"{path}: the format must be {CORPUS_FORMAT}, but is {state['format']} instead.")
-        if state["state"] not in ("running", "done") or not isinstance(state["num_shards"], int):
-            raise ValueError("unknown state")
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise CorpusError(f"{path}: not the corpus.json of a tokenized corpus: {_one_line(e)}.") from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise CorpusError(f"{broken}is not: {_one_line(e)}; {mend}.") from None
+    if not isinstance(state, dict) or "format" not in state:
+        raise CorpusError(f"{broken}holds something else; {mend}.")
+    if state["format"] != CORPUS_FORMAT:
+        raise CorpusError(f"{path}: the format must be {CORPUS_FORMAT}, but is {state['format']} instead.")
+    rules = {
+        "state": lambda value: value in ("running", "done"),
+        "num_shards": lambda value: isinstance(value, int) and value >= 0,
+        "shards": lambda value: value is None or (isinstance(value, list) and all(map(_is_listed, value))),
+    }
+    for key, holds in rules.items():
+        if not holds(state.get(key)):
+            raise CorpusError(f"{broken}its `{key}` is {str(state.get(key))[:60]}; {mend}.")
     return state
+
+
+def _is_listed(shard: Any) -> bool:
+    return isinstance(shard, dict) and isinstance(shard.get("file"), str) and isinstance(shard.get("rows"), int)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ShardMetadata:
