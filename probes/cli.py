@@ -16,16 +16,25 @@ _EXAMPLES = """examples:
   python -m probes speaker --tokens exp/tokens --labels data/manifest.jsonl --out exp/probes/speaker
   python -m probes emotion --tokens exp/tokens --labels data/manifest.jsonl --random-config tiny --out exp/probes/emotion
   python -m probes asr --tokens exp/tokens --units char --out exp/probes/asr
+  python -m probes run --suite librispeech --tokenizers exp/tokenizer,random:small,melkm --data /corpora --out exp/probes/librispeech
 """
 
 
 # Arguments that each probe's `prepare` and `run` take, by name.
-_PREPARE = {"asr": ["column"], "speaker": ["column", "rare"], "emotion": ["column", "speaker_column", "rare"]}
+_CLASSIFY = ["column", "speaker_column", "split_column", "fold_column", "folds", "task"]
+_PREPARE = {
+    "asr": ["column"],
+    "speaker": ["column", "rare"],
+    "emotion": ["column", "speaker_column", "rare"],
+    "classify": ["column", "speaker_column", "rare"],
+}
 _RUN = {
     "asr": ["column", "speaker_column", "split_column", "units", "spm_size", "context", "epochs", "device"],
-    "speaker": ["column", "split_column", "verification_column"],
-    "emotion": ["column", "speaker_column", "split_column", "folds"],
+    "speaker": ["column", "split_column", "verification_column", "trials_file"],
+    "emotion": _CLASSIFY,
+    "classify": _CLASSIFY,
 }
+_MODULES = {"emotion": "classify"}  # the others have the name of their task
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,13 +51,14 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    tasks = top.add_subparsers(dest="task", required=True, metavar="asr|speaker|emotion")
+    tasks = top.add_subparsers(dest="task", required=True, metavar="asr|speaker|emotion|classify|run")
     about = {
         "asr": "word and character error rates of a linear CTC head at 47.5 positions a second",
-        "speaker": "closed-set identification accuracy, and verification EER",
+        "speaker": "closed-set identification accuracy, and verification EER and minDCF",
         "emotion": "unweighted average recall and macro F1 on speakers that were not trained on",
+        "classify": "the same of any column: gender, language, keyword, sound event",
     }
-    columns = {"asr": "text", "speaker": "speaker", "emotion": "emotion"}
+    columns = {"asr": "text", "speaker": "speaker", "emotion": "emotion", "classify": "label"}
     for task, line in about.items():
         p = tasks.add_parser(
             task, help=line, description=line, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -61,7 +71,12 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument("--out", required=True, help="folder for results.json and results.md")
         p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
         p.add_argument(
-            "--label-column", dest="column", default=columns[task], metavar="NAME", help=f"default: {columns[task]}"
+            "--label-column",
+            "--column",
+            dest="column",
+            default=columns[task],
+            metavar="NAME",
+            help=f"default: {columns[task]}",
         )
         p.add_argument(
             "--split-column", metavar="NAME", help="column with train, dev and test; default: see the probe's report"
@@ -77,8 +92,21 @@ def parser() -> argparse.ArgumentParser:
             metavar="NAME",
             help="make such tokens, one tokenizer a seed, from the labels' audio paths",
         )
-        if task != "speaker":
+        p.add_argument(
+            "--tokenizer",
+            metavar="DIR",
+            help="the tokenizer that made the tokens: what it has before its quantiser is a control, too",
+        )
+        if task in ("asr", "emotion"):
             p.add_argument("--speaker-column", default="speaker", metavar="NAME", help="default: speaker")
+        if task == "classify":
+            p.add_argument(
+                "--group",
+                "--speaker-column",
+                dest="speaker_column",
+                metavar="NAME",
+                help="column whose values are never both trained on and tested; default: utterances are divided",
+            )
         if task != "asr":
             p.add_argument("--transitions", action="store_true", help="pool pairs of successive digits too")
             p.add_argument(
@@ -93,8 +121,15 @@ def parser() -> argparse.ArgumentParser:
                 metavar="NAME",
                 help="column that divides by speaker; default: `split` where it does",
             )
-        if task == "emotion":
+            p.add_argument(
+                "--trials",
+                dest="trials_file",
+                metavar="FILE",
+                help="verification trials: enroll id, test id, 1 for one speaker and 0 for two; default: drawn once, and written",
+            )
+        if task in ("emotion", "classify"):
             p.add_argument("--folds", type=_positive, default=5, metavar="N", help="default: 5, at most one a speaker")
+            p.add_argument("--fold-column", metavar="NAME", help="column whose values are the folds")
         if task == "asr":
             p.add_argument(
                 "--units",
@@ -114,20 +149,63 @@ def parser() -> argparse.ArgumentParser:
             )
             p.add_argument("--epochs", type=_positive, default=15, metavar="N", help="default: 15")
             p.add_argument("--device", default="cpu", help="torch device; default: cpu")
+    _add_run(tasks)
     return top
 
 
+def _add_run(verbs: Any) -> None:
+    """The verb that measures a suite."""
+    line = (
+        "all tasks of a suite with several tokenizers: cached, resumed, one page of tables and plots (docs/probes.md)"
+    )
+    p = verbs.add_parser(
+        "run", help=line, description=line, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--suite", required=True, metavar="NAME", help="a suite's name, or the .yaml file of one")
+    p.add_argument("--data", default="data", metavar="ROOT", help="folder of the corpora; default: data")
+    p.add_argument(
+        "--tokenizers",
+        type=_names,
+        default=[],
+        metavar="SPEC,...",
+        help="tokenizer folders and adapters (docs/adapters.md); `latent:SPEC` is what one has before its quantiser",
+    )
+    p.add_argument(
+        "--tokens",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="token shards of the whole suite, taken as they are; may be given several times",
+    )
+    p.add_argument("--out", required=True, metavar="DIR", help="folder of the results; a run with it again goes on")
+    p.add_argument(
+        "--fit", metavar="MANIFEST", help="audio for tokenizers that learn; default: the suite's training part"
+    )
+    p.add_argument("--cache", metavar="DIR", help="folder of codes and latents; default: OUT/cache")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    p.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes that measure; default: 1")
+    p.add_argument("--device", default="cpu", help="torch device; default: cpu")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one probe; returns the exit status: 0, or 2 where input or arguments do not allow it."""
+    """Runs one probe or a suite; returns the exit status: 0, 1 where a part of a suite failed, 2 where input or arguments do not
+    allow a start, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(given)
     try:
+        if args.task == "run":
+            from probes.run import run as run_suite
+
+            return run_suite(args, given)
         run(args, given)
+    except KeyboardInterrupt:
+        print("interrupted: what was finished stays, and the same command goes on from there", file=sys.stderr)
+        return 130
     except JepaTokError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as e:
-        if e.name not in ("sklearn", "jiwer", "sentencepiece", "pyarrow"):
+        if e.name not in ("sklearn", "jiwer", "sentencepiece", "pyarrow", "yaml"):
             raise
         print(
             f"error: The probes need the package `{e.name}`, which is not installed: pip install 'jepa-tok[probes]'.",
@@ -154,12 +232,13 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         torch_device(args.device)
     results.check_out(out, args.task)
     data = d.load(args.tokens, args.labels)
-    probe = importlib.import_module(f"probes.{args.task}")
+    probe = importlib.import_module(f"probes.{_MODULES.get(args.task, args.task)}")
     data = probe.prepare(data, **{name: getattr(args, name) for name in _PREPARE[args.task]})
     sources = inputs.sources(
         data,
         random_tokens=args.random_tokens,
         random_config=args.random_config,
+        tokenizer=args.tokenizer,
         transitions=getattr(args, "transitions", False),
     )
     outcome = probe.run(data, sources, args.seeds, **{name: getattr(args, name) for name in _RUN[args.task]})
@@ -176,13 +255,20 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         },
         seconds=time.monotonic() - start,
     )
-    results.write(out, found)
+    results.write(out, found, outcome.trials)
     left = data.counts.get("without_label_row", 0)
     if left:
         print(f"left out: {left} utterances without a row in the labels; results.json lists them", file=sys.stderr)
     print(results.console(found))
     print(f"written: {out / 'results.json'}, {out / 'results.md'}")
     return found
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"must be names with commas between, but is {text!r}")
+    return names
 
 
 def _positive(text: str) -> int:

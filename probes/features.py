@@ -1,19 +1,26 @@
-"""From codes, or log-mels, to one vector an utterance: the same statistics over the same 400 ms frames.
+"""From codes, latents or log-mels to one vector an utterance: statistics over all its frames.
 
-T frames   D dimensions   L levels   M mel filters
+N utterances   T frames   D dimensions   L levels   F features   M mel filters
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 QUANTILES = (0.125, 0.375, 0.625, 0.875)
+
+DENSE_LEVELS = 1024
+"""Codes of more levels than this in all have their histograms stored sparsely: a clip has few of 8 x 1024."""
+
+Values = Callable[[np.ndarray], np.ndarray]
+"""Codes [T, D] -> float32 [T, F]: what they stand for."""
 
 
 def values_of(codes: np.ndarray, radices: Sequence[int]) -> np.ndarray:
@@ -29,20 +36,66 @@ def one_hot(codes: np.ndarray, radices: Sequence[int]) -> np.ndarray:
     return out
 
 
-def pool_codes(codes: np.ndarray, radices: Sequence[int], *, transitions: bool = False) -> np.ndarray:
+def pool_codes(
+    codes: np.ndarray, radices: Sequence[int], *, transitions: bool = False, values: Values | None = None
+) -> np.ndarray:
     """Codes [T, D] -> float32 [F]: share of each level, mean and deviation of the values, all over time.
 
-    F is sum(radices) + 2 D; with `transitions` also the share of each pair of successive levels, sum(radices²) more
-    (zeros for a clip of one frame).
+    F is sum(radices) + 2 D, or 2 F' for `values` of F' dimensions; with `transitions` also the share of each pair of successive
+    levels, sum(radices²) more (zeros for a clip of one frame).
     """
-    values = values_of(codes, radices)
-    parts = [one_hot(codes, radices).mean(0), values.mean(0), values.std(0)]
+    parts = [_share(codes, radices), _moments(values(codes) if values else values_of(codes, radices))]
     if transitions:
-        base = np.asarray(radices, dtype=np.int64)
-        pairs = codes[:-1].astype(np.int64) * base + codes[1:]
-        square = [int(r) ** 2 for r in radices]
-        parts.append(one_hot(pairs, square).mean(0) if len(pairs) else np.zeros(sum(square), dtype=np.float32))
+        parts.append(_share(*_pairs(codes, radices)))
     return np.concatenate(parts).astype(np.float32)
+
+
+def pool_all(
+    clips: Iterable[np.ndarray], radices: Sequence[int], *, transitions: bool = False, values: Values | None = None
+) -> np.ndarray | sparse.csr_array:
+    """`pool_codes` of N clips: float32 [N, F], CSR where there are more than DENSE_LEVELS levels. Clips are read one at a time."""
+    if sum(radices) + (sum(r * r for r in radices) if transitions else 0) <= DENSE_LEVELS:
+        return np.stack([pool_codes(c, radices, transitions=transitions, values=values) for c in clips])
+    rows = []
+    for codes in clips:
+        parts = [_share_sparse(codes, radices)]
+        if transitions:
+            parts.append(_share_sparse(*_pairs(codes, radices)))
+        moments = _moments(values(codes) if values else values_of(codes, radices))
+        rows.append(sparse.hstack([*parts, sparse.csr_array(moments[None])], format="csr", dtype=np.float32))
+    return sparse.vstack(rows, format="csr")
+
+
+def pool_frames(frames: np.ndarray) -> np.ndarray:
+    """Latents [T, F] -> float32 [6 F]: as `pool_mels`, of as many numbers as pooled codes of four levels."""
+    return pool_mels(np.asarray(frames, np.float32))
+
+
+def _moments(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([values.mean(0), values.std(0)])
+
+
+def _pairs(codes: np.ndarray, radices: Sequence[int]) -> tuple[np.ndarray, list[int]]:
+    """Pairs of successive levels as codes [T - 1, D] of radices²."""
+    base = np.asarray(radices, dtype=np.int64)
+    return codes[:-1].astype(np.int64) * base + codes[1:], [int(r) ** 2 for r in radices]
+
+
+def _columns(codes: np.ndarray, radices: Sequence[int]) -> np.ndarray:
+    """Which column of a histogram over all levels each code counts in: int64 [T * D]."""
+    offsets = np.concatenate([[0], np.cumsum(radices)[:-1]]).astype(np.int64)
+    return (codes.astype(np.int64) + offsets).ravel()
+
+
+def _share(codes: np.ndarray, radices: Sequence[int]) -> np.ndarray:
+    return np.bincount(_columns(codes, radices), minlength=sum(radices)) / max(1, len(codes))
+
+
+def _share_sparse(codes: np.ndarray, radices: Sequence[int]) -> sparse.csr_array:
+    columns, counts = np.unique(_columns(codes, radices), return_counts=True)
+    shape = (1, int(sum(radices)))
+    share = (counts / max(1, len(codes))).astype(np.float32)
+    return sparse.csr_array((share, columns, [0, len(columns)]), shape=shape)
 
 
 def pool_mels(mels: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ each utterance. A control that cannot be had is kept as `Missing`, with the reas
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from probes import features
 from probes.data import ProbeData, ProbeError, read_tokens
+from probes.results import Row
 
 CALIBRATION_FRAMES = 2_000
 """Frames that an untrained tokenizer's quantiser is set to, as many as `recipes.codec` takes by default."""
@@ -30,8 +31,8 @@ class Source(Protocol):
     name: str
     note: str
 
-    def pooled(self, seed: int) -> np.ndarray:
-        """float32 [N, F']: one vector an utterance."""
+    def pooled(self, seed: int) -> Any:
+        """float32 [N, F'], an array or CSR: one vector an utterance."""
         ...
 
     def frames(self, seed: int) -> tuple[list[np.ndarray], Callable[[np.ndarray], np.ndarray]]:
@@ -56,20 +57,46 @@ class Codes:
     by_seed: Callable[[int], list[np.ndarray]]
     note: str = ""
     transitions: bool = False
-    _pooled: dict[int, tuple[list[np.ndarray], np.ndarray]] = field(default_factory=dict, repr=False)
+    values: features.Values | None = None
+    """What codes stand for; None reads them as levels of FSQ."""
 
-    def pooled(self, seed: int) -> np.ndarray:
-        """float32 [N, F']: `features.pool_codes` of each utterance."""
+    _pooled: dict[int, tuple[list[np.ndarray], Any]] = field(default_factory=dict, repr=False)
+
+    def pooled(self, seed: int) -> Any:
+        """float32 [N, F']: `features.pool_all`."""
         codes = self.by_seed(seed)
         known = self._pooled.get(id(codes))  # seeds that share their codes share the vectors
         if known is None:
-            x = np.stack([features.pool_codes(c, self.radices, transitions=self.transitions) for c in codes])
+            x = features.pool_all(codes, self.radices, transitions=self.transitions, values=self.values)
             known = self._pooled[id(codes)] = (codes, x)
         return known[1]
 
     def frames(self, seed: int) -> tuple[list[np.ndarray], Callable[[np.ndarray], np.ndarray]]:
         """Codes [T, D], and their one-hot form [T, sum of radices]."""
         return self.by_seed(seed), lambda codes: features.one_hot(codes, self.radices)
+
+
+@dataclass
+class Latents:
+    """What the tokenizer had before its quantiser: the same heads without what quantising costs."""
+
+    read: Callable[[int], np.ndarray]
+    """utterance -> float32 [T, F]"""
+
+    size: int
+    name: str = "latent"
+    note: str = ""
+    _frames: list[np.ndarray] | None = field(default=None, repr=False)
+
+    def pooled(self, seed: int) -> np.ndarray:
+        """float32 [N, F']: `features.pool_frames` of each utterance."""
+        return np.stack([features.pool_frames(z) for z in self.frames(seed)[0]])
+
+    def frames(self, seed: int) -> tuple[list[np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+        """Latents [T, F]."""
+        if self._frames is None:
+            self._frames = [self.read(i) for i in progress(range(self.size), "latents")]
+        return self._frames, lambda z: z
 
 
 @dataclass
@@ -104,6 +131,21 @@ class Mels:
         return [self.read(i, filters) for i in progress(range(self.size), "log-mels")]
 
 
+def each(inputs: Sequence[Source | Missing], rows: list[Row], shuffled: str) -> Iterator[tuple[Source, Row, bool]]:
+    """Source, its row, and whether labels are to be shuffled: every input, then the first anew with shuffled labels.
+
+    Rows are put into `rows` in this order, those of missing inputs too, which are not given. `shuffled` is the note of the last.
+    """
+    for source, shuffle in [*((source, False) for source in inputs), (inputs[0], True)]:
+        row = Row("shuffled" if shuffle else source.name)
+        rows.append(row)
+        if isinstance(source, Missing):
+            row.note, row.available = source.reason, False
+            continue
+        row.note = shuffled if shuffle else source.note
+        yield source, row, shuffle
+
+
 def progress(items: Any, what: str) -> Any:
     """`items` with a progress bar on stderr where it is a terminal."""
     return tqdm(items, desc=what, leave=False, disable=not sys.stderr.isatty())
@@ -114,11 +156,12 @@ def sources(
     *,
     random_tokens: str | Path | None = None,
     random_config: str | None = None,
+    tokenizer: str | Path | None = None,
     transitions: bool = False,
 ) -> list[Source | Missing]:
-    """Tokens, random and logmel, in this order.
+    """Tokens, random, latent and logmel, in this order.
 
-    Raises ProbeError where random tokens do not fit the tokens, AudioError where audio that exists cannot be read.
+    Raises ProbeError where random tokens or the tokenizer do not fit the tokens, AudioError where audio that exists cannot be read.
     """
     out: list[Source | Missing] = [Codes("tokens", data.radices, lambda seed: data.codes, transitions=transitions)]
     unreachable = _unreachable(data)
@@ -148,6 +191,12 @@ def sources(
 
         note = f"untrained `{name}` tokenizers, a new one for each seed, their quantisers calibrated as stage 2 does"
         out.append(Codes("random", data.radices, tokenize, note, transitions))
+    if tokenizer is None:
+        out.append(Missing("latent", "not available: `--tokenizer` was not given"))
+    elif unreachable:
+        out.append(Missing("latent", f"not available: {unreachable}"))
+    else:
+        out.append(_latents(data, tokenizer))
     if unreachable:
         out.append(Missing("logmel", f"not available: {unreachable}"))
     else:
@@ -211,6 +260,21 @@ def _random_from_audio(data: ProbeData, config: str, seed: int) -> list[np.ndarr
     picks = np.random.default_rng([seed, 8]).permutation(len(frames))[:CALIBRATION_FRAMES]
     tokenizer.fsq.calibrate(frames[torch.from_numpy(picks)])
     return [tokenizer.fsq.quantize(z).numpy().astype(np.uint16) for z in latents]
+
+
+def _latents(data: ProbeData, path: str | Path) -> Latents:
+    from jepa_tok import SpeechTokenizer
+
+    tokenizer = SpeechTokenizer.from_pretrained(path)
+    if tokenizer.hash != data.meta.hash:
+        raise ProbeError(
+            f"`--tokenizer` must be the one that made the tokens ({data.meta.hash}), but '{path}' is {tokenizer.hash}."
+        )
+
+    def read(i: int) -> np.ndarray:
+        return tokenizer.latents(_wave(data, i, tokenizer.sample_rate), sample_rate=tokenizer.sample_rate).numpy()
+
+    return Latents(read, len(data), note="before the quantiser of the tokens")
 
 
 def _wave(data: ProbeData, i: int, sample_rate: int) -> Any:

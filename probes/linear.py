@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -33,7 +34,7 @@ class Fit:
 
 
 def fit(
-    x: np.ndarray,
+    x: Any,
     labels: Sequence[str],
     train: np.ndarray,
     dev: np.ndarray,
@@ -43,7 +44,7 @@ def fit(
 ) -> Fit:
     """Tunes C on `dev` after training on `train`, then fits anew on both.
 
-    x is [N, F]; `balanced` weighs classes inversely to their frequency. Test rows are never looked at.
+    x is [N, F], an array or CSR; `balanced` weighs classes inversely to their frequency. Test rows are never looked at.
     """
     y = np.asarray(labels)
     best, unconverged = (-np.inf, C_GRID[0]), 0
@@ -58,9 +59,11 @@ def fit(
     return Fit(model, best[1], unconverged + stopped)
 
 
-def _fit_one(x: np.ndarray, y: np.ndarray, c: float, balanced: bool) -> tuple[Pipeline, int]:
+def _fit_one(x: Any, y: np.ndarray, c: float, balanced: bool) -> tuple[Pipeline, int]:
     head = LogisticRegression(C=c, max_iter=MAX_ITER, class_weight="balanced" if balanced else None)
-    model = make_pipeline(StandardScaler(), head)
+    model = make_pipeline(
+        StandardScaler(with_mean=isinstance(x, np.ndarray)), head
+    )  # centring would fill a sparse matrix
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # counted below and reported with the results
         model.fit(x, y)

@@ -1,40 +1,53 @@
-"""Who speaks? Closed-set identification (accuracy) and verification (EER) from pooled tokens.
+"""Who speaks? Closed-set identification (accuracy) and verification (EER, minDCF) from pooled tokens.
 
-N utterances   F features
+N utterances   F features   P trials
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from probes import linear, splits, trials
+from probes import intervals, linear, splits, trials
 from probes.data import ProbeData, ProbeError, drop_rare, labelled
-from probes.inputs import Missing, Source, progress
+from probes.inputs import Missing, Source, each, progress
 from probes.results import Outcome, Row
 from probes.splits import Split
+from probes.trials import TrialList
 
 HELD_SPEAKERS = 4
 """Fewer held-out speakers than this make no verification test."""
 
+TRIAL_SEED = 0
+"""Draws held-out speakers and trials, once for all seeds: lists of trials are fixed."""
+
+P_TARGETS = {"min_dcf_05": 0.05, "min_dcf_01": 0.01}
+
 
 @dataclass(frozen=True)
 class Trials:
-    """Rows that verification is trained on and rows that its trials are made of; `reason` where there are none."""
+    """Rows that verification is trained on, rows that its trials may be made of, the trials; `reason` where there are none."""
 
     train: np.ndarray
     held: np.ndarray
     origin: str
-    lda: bool = True
     reason: str = ""
+    list: TrialList | None = None
+
+    def lda(self, speakers: Sequence[str]) -> bool:
+        """Whether there are speakers enough to train LDA."""
+        return len({speakers[i] for i in self.train}) >= trials.LDA_SPEAKERS
 
 
-def prepare(data: ProbeData, *, column: str, rare: bool) -> ProbeData:
+def prepare(data: ProbeData, *, column: str, rare: bool = False) -> ProbeData:
     """The utterances that have a speaker; with `rare`, without speakers of fewer than 3 utterances."""
     data = labelled(data, column)
+    splits.check_labels([str(v) for v in data.values(column)], data.ids, column)
     data = drop_rare(data, column, 3) if rare else data
     splits.check_classes([str(v) for v in data.values(column)], f"{column}")
     return data
@@ -67,8 +80,42 @@ def identification_split(data: ProbeData, speakers: Sequence[str], column: str |
 
 
 def verification_trials(
-    data: ProbeData, speakers: Sequence[str], column: str | None, split: Split, seed: int
+    data: ProbeData, speakers: Sequence[str], column: str | None, split: Split, file: str | None
 ) -> Trials:
+    """Training rows and trials: those of `file`, else of the held-out utterances; see `_from_file` and `_held_out`.
+
+    Raises ProbeError as these do.
+    """
+    if file:
+        return _from_file(data, speakers, column, file)
+    found = _held_out(data, speakers, column, split)
+    return found if found.reason else replace(found, list=trials.draw(speakers, found.held, TRIAL_SEED))
+
+
+def _from_file(data: ProbeData, speakers: Sequence[str], column: str | None, file: str) -> Trials:
+    """The trials of a file; training on the train part of `column`, or where it is None on all speakers that are in no trial.
+
+    Raises ProbeError where a speaker is in both, or nobody is left to train on.
+    """
+    given = trials.read(file, data.ids, speakers)
+    tested = {speakers[i] for i in given.rows}
+    origin = f"{len(given.same)} trials of '{file}', {len(tested)} speakers"
+    if column:
+        train = splits.by_column(labelled(data, column).values(column), column)["train"]
+        both = sorted({speakers[i] for i in train} & tested)
+        if both:
+            raise ProbeError(
+                f"`--trials` must not be of speakers that are trained on, but {len(both)} are in the train part of `{column}` too "
+                f"(the first is '{both[0]}')."
+            )
+    else:
+        train = np.array([i for i, s in enumerate(speakers) if s not in tested], dtype=np.int64)
+    if len(train) < 2:
+        raise ProbeError(f"`--trials` must leave speakers to train on, but '{file}' has trials of all {len(tested)}.")
+    return Trials(train, given.rows, origin, list=given)
+
+
+def _held_out(data: ProbeData, speakers: Sequence[str], column: str | None, split: Split) -> Trials:
     """Held-out speakers: those of the column (`split` unless told otherwise), else half of them by seed, else nobody.
 
     With fewer than 8 speakers trials are made of the held-out utterances of the speakers trained on.
@@ -88,21 +135,20 @@ def verification_trials(
             disjoint = not {speakers[i] for i in rows} & {speakers[i] for i in held}
             if disjoint and _repeated(speakers, held) >= HELD_SPEAKERS:
                 origin = f"{len({speakers[i] for i in held})} speakers held out by column `{name}`"
-                return Trials(rows, held, origin, len({speakers[i] for i in rows}) >= trials.LDA_SPEAKERS)
+                return Trials(rows, held, origin)
             if column:
                 raise ProbeError(
                     f"Verification needs at least {HELD_SPEAKERS} held-out speakers with 2 utterances each, but split column "
                     f"`{name}` holds out {_repeated(speakers, held)}."
                 )
     if len(set(speakers)) >= 2 * HELD_SPEAKERS:
-        train, held = splits.carve(np.arange(len(speakers)), speakers, seed, 0.5, groups=True)
+        train, held = splits.carve(np.arange(len(speakers)), speakers, TRIAL_SEED, 0.5, groups=True)
         if _repeated(speakers, held) >= HELD_SPEAKERS:
             return Trials(train, held, f"{len({speakers[i] for i in held})} held-out speakers, drawn by seed")
     if _repeated(speakers, split.test) >= 2:
         rows = np.concatenate([split.train, split.dev])
-        lda = len({speakers[i] for i in rows}) >= trials.LDA_SPEAKERS
         return Trials(
-            rows, split.test, "held-out utterances of the speakers trained on (too few speakers to hold any out)", lda
+            rows, split.test, "held-out utterances of the speakers trained on (too few speakers to hold any out)"
         )
     none = np.zeros(0, dtype=np.int64)
     return Trials(none, none, "none", reason="no two speakers have 2 held-out utterances each")
@@ -126,93 +172,128 @@ def run(
     seeds: Sequence[int],
     *,
     column: str,
-    split_column: str | None,
-    verification_column: str | None,
+    split_column: str | None = None,
+    verification_column: str | None = None,
+    trials_file: str | None = None,
 ) -> Outcome:
     """Fits and scores every input for every seed; `data` comes from `prepare`.
 
-    Raises ProbeError where labels or splits do not allow it.
+    Raises ProbeError where labels, splits or trials do not allow it.
     """
     speakers = [str(v) for v in data.values(column)]
+    recordings = splits.recordings(data)
     plans = []
     for seed in seeds:
-        split = identification_split(data, speakers, split_column, seed)
-        plans.append((seed, split, verification_trials(data, speakers, verification_column, split, seed)))
+        plans.append((seed, identification_split(data, speakers, split_column, seed)))
+        splits.check_parts(plans[-1][1], recordings)
+    first = plans[0][1]
+    plan = verification_trials(data, speakers, verification_column, first, trials_file)
+    lda = plan.lda(speakers)
 
     rows: list[Row] = []
     chosen: dict[str, list[float]] = {}
     unconverged = 0
-    jobs = [(source, source.name) for source in inputs]
-    for source, name in [*jobs, (inputs[0], "shuffled")]:
-        if isinstance(source, Missing):
-            rows.append(Row(name, note=source.reason, available=False))
-            continue
-        row = Row(name, note=source.note)
-        if name == "shuffled":
-            row.note = "tokens with speakers permuted within train, dev and test; the same pipeline"
-        chosen[name] = []
-        for seed, split, plan in progress(plans, f"speaker, {name}"):
+    note = "the first input with speakers permuted within each part; the same pipeline"
+    for source, row, shuffle in each(inputs, rows, note):
+        chosen[row.input] = []
+        verified: tuple[Any, dict[str, intervals.Sample]] | None = None
+        for seed, split in progress(plans, f"speaker, {row.input}"):
             x = source.pooled(seed)
-            truth, judged = speakers, speakers
-            if name == "shuffled":
-                truth = splits.permuted(speakers, [split.train, split.dev, split.test], seed)
-                judged = splits.permuted(speakers, [plan.train, plan.held], seed)
+            truth = splits.permuted(speakers, [split.train, split.dev, split.test], seed) if shuffle else speakers
             head = linear.fit(x, truth, split.train, split.dev, linear.accuracy)
             unconverged += head.unconverged
-            chosen[name].append(head.c)
-            guess = head.model.predict(x[split.test]).tolist()
-            _add(row, accuracy=linear.accuracy([truth[i] for i in split.test], guess))
-            if not plan.reason:
-                if plan.lda:
-                    _add(row, eer=trials.score(x, judged, plan.train, plan.held, seed, lda=True))
-                _add(row, eer_cosine=trials.score(x, judged, plan.train, plan.held, seed, lda=False))
-        rows.append(row)
-    known = next(row.metrics for row in rows if row.input == "tokens")
-    rows += _baselines(speakers, plans)
-    for row in rows:  # chance needs no trials, but says nothing where there are none
-        row.metrics = {name: values for name, values in row.metrics.items() if name in known}
-    _, split, plan = plans[0]
-    notes = [
-        "accuracy: closed-set identification; eer: verification by LDA and cosine; eer_cosine: verification by cosine of centred, "
-        "standardised features, no LDA",
-    ]
-    if plan.reason:
-        notes.append(f"verification not available: {plan.reason}")
-    elif not plan.lda:
-        notes.append(f"eer (LDA) not available: it needs {trials.LDA_SPEAKERS} training speakers")
-    if unconverged:
-        notes.append(f"{unconverged} logistic regressions stopped at {linear.MAX_ITER} iterations")
-    better = {"accuracy": "higher", "eer": "lower", "eer_cosine": "lower"}
+            chosen[row.input].append(head.c)
+            known = [truth[i] for i in split.test]
+            row.add(accuracy=intervals.accuracy(known, known, head.model.predict(x[split.test]).tolist()))
+            if plan.list is None:
+                continue
+            if shuffle:
+                judged = splits.permuted(speakers, [plan.train, plan.held], seed)
+                row.add(**_verify(x, judged, replace(plan, list=trials.draw(judged, plan.held, seed)), lda))
+            else:
+                if verified is None or verified[0] is not x:  # seeds that share their features share their scores
+                    verified = x, _verify(x, speakers, plan, lda)
+                row.add(**verified[1])
+    known_metrics = list(rows[0].metrics)
     return Outcome(
         task="speaker",
-        rows=rows,
-        better={name: way for name, way in better.items() if name in known},
+        rows=[*rows, *_baselines(speakers, [split for _, split in plans], known_metrics)],
+        better={name: "higher" if name == "accuracy" else "lower" for name in known_metrics},
         splits={
-            "identification": f"{split.origin}: {len(split.train)} train, {len(split.dev)} dev, {len(split.test)} test utterances",
-            "verification": f"{plan.origin}: {len(plan.train)} training utterances, {len(plan.held)} held out",
+            "identification": f"{first.origin}: {len(first.train)} train, {len(first.dev)} dev, {len(first.test)} test utterances",
+            "verification": f"{plan.origin}: {len(plan.train)} training utterances, {len(plan.held)} held out, {_sizes(plan.list)}",
             "speakers": len(set(speakers)),
-            "ignored": split.ignored,
+            "ignored": first.ignored,
         },
         settings={
             "label_column": column,
             "C_grid": list(linear.C_GRID),
             "C_chosen": chosen,
             "max_iter": linear.MAX_ITER,
+            "p_target": P_TARGETS,
         },
-        notes=notes,
+        notes=_notes(plan, lda, unconverged),
+        trials=plan.list.text(data.ids) if plan.list is not None else "",
     )
 
 
-def _add(row: Row, **metrics: float) -> None:
-    for name, value in metrics.items():
-        row.metrics.setdefault(name, []).append(value)
+def _verify(x: Any, speakers: Sequence[str], plan: Trials, lda: bool) -> dict[str, intervals.Sample]:
+    """EER and minDCF by LDA and cosine, where there can be an LDA, and by cosine alone."""
+    assert plan.list is not None
+    pairs = plan.list
+    enroll, test = [speakers[i] for i in pairs.enroll], [speakers[i] for i in pairs.test]
+    found = {}
+    for ending, with_lda in [("", True)] * lda + [("_cosine", False)]:
+        scores = trials.cosines(x, speakers, plan.train, pairs, lda=with_lda)
+        for name, measure in _MEASURES.items():
+            metric = partial(_of_curve, scores, pairs.same, measure)
+            found[name + ending] = intervals.trials(enroll, test, metric)
+    return found
 
 
-def _baselines(speakers: Sequence[str], plans: list[tuple[int, Split, Trials]]) -> list[Row]:
-    chance = Row("chance", note="a speaker drawn evenly; a coin for each trial")
+_MEASURES: dict[str, Callable[[trials.Curve], np.ndarray]] = {
+    "eer": trials.equal_error,
+    **{name: partial(trials.min_cost, p_target=p) for name, p in P_TARGETS.items()},
+}
+
+
+def _of_curve(
+    scores: np.ndarray, same: np.ndarray, measure: Callable[[trials.Curve], np.ndarray], weights: np.ndarray
+) -> np.ndarray:
+    return measure(trials.curve(scores, same, weights))
+
+
+def _sizes(pairs: TrialList | None) -> str:
+    return (
+        "no trials"
+        if pairs is None
+        else f"{int(pairs.same.sum())} trials of one speaker, {int((~pairs.same).sum())} of two"
+    )
+
+
+def _notes(plan: Trials, lda: bool, unconverged: int) -> list[str]:
+    notes = [
+        "accuracy: closed-set identification; eer, min_dcf: verification by LDA and cosine, `_cosine`: by cosine of centred, "
+        "standardised features, no LDA",
+        "min_dcf_01, min_dcf_05: minimum of the normalised detection cost at p_target 0.01 and 0.05, misses and false alarms "
+        "costing 1 each; 1 is what saying always no costs",
+    ]
+    if plan.reason:
+        notes.append(f"verification not available: {plan.reason}")
+    elif not lda:
+        notes.append(f"eer and min_dcf (LDA) not available: they need {trials.LDA_SPEAKERS} training speakers")
+    if unconverged:
+        notes.append(f"{unconverged} logistic regressions stopped at {linear.MAX_ITER} iterations")
+    return notes
+
+
+def _baselines(speakers: Sequence[str], parts: Sequence[Split], metrics: Sequence[str]) -> list[Row]:
+    chance = Row("chance", note="a speaker drawn evenly; equal scores for all trials")
     majority = Row("majority", note="always the speaker with most training utterances")
-    for _, split, _ in plans:
-        _add(chance, accuracy=1.0 / len({speakers[i] for i in split.train}), eer=0.5, eer_cosine=0.5)
+    for split in parts:
+        other = {name: 0.5 if name.startswith("eer") else 1.0 for name in metrics if name != "accuracy"}
+        chance.add(accuracy=1.0 / len({speakers[i] for i in split.train}), **other)
         most = Counter(speakers[i] for i in split.train).most_common(1)[0][0]
-        _add(majority, accuracy=float(np.mean([speakers[i] == most for i in split.test])))
+        known = [speakers[i] for i in split.test]
+        majority.add(accuracy=intervals.accuracy(known, known, [most] * len(known)))
     return [chance, majority]

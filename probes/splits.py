@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probes.data import ProbeError
+from probes.data import ProbeData, ProbeError
 
 _NAMES = {
     "train": "train",
@@ -144,6 +144,25 @@ def check_classes(labels: Sequence[str], column: str, least: int = 2) -> None:
         )
 
 
+def check_labels(labels: Sequence[str], ids: Sequence[str], column: str) -> None:
+    """Raises ProbeError where labels name the utterances: a head that knows them apart would seem to know the label."""
+    if len(labels) > 2 and all(a == b for a, b in zip(labels, ids, strict=True)):
+        raise ProbeError(f"`{column}` must be a label, but equals the id of each utterance.")
+
+
+def check_parts(split: Split, recordings: Sequence[object]) -> None:
+    """Raises ProbeError where an utterance, or a recording (path, start, end; None where unknown), is in two parts."""
+    of: dict[object, str] = {}
+    for name in ("train", "dev", "test"):
+        for i in map(int, getattr(split, name)):
+            for key in (i,) if recordings[i] is None else (i, recordings[i]):
+                if of.setdefault(key, name) != name:
+                    raise ProbeError(
+                        f"The parts of a split must not share audio, but {of[key]} and {name} both have "
+                        f"{f'utterance number {i}' if key == i else key} ({split.origin})."
+                    )
+
+
 def check_disjoint(split: Split, speakers: Sequence[str], column: str) -> None:
     """Raises ProbeError where a speaker is in two parts."""
     of = {name: {speakers[int(i)] for i in getattr(split, name)} for name in ("train", "dev", "test")}
@@ -172,6 +191,30 @@ def group_folds(groups: Sequence[str], folds: int, seed: int) -> list[np.ndarray
         fold_of[name] = smallest
         sizes[smallest] += times[name]
     return [np.array([i for i, g in enumerate(groups) if fold_of[g] == k], dtype=np.int64) for k in range(len(sizes))]
+
+
+def utterance_folds(labels: Sequence[str], folds: int, seed: int) -> list[np.ndarray]:
+    """Test rows of each fold: the utterances of each class dealt out by seed, so that folds have like shares of all classes."""
+    rng = np.random.default_rng([seed, 3])
+    dealt = np.concatenate([rng.permutation([i for i, v in enumerate(labels) if v == c]) for c in sorted(set(labels))])
+    return [np.sort(dealt[k::folds]) for k in range(min(folds, len(dealt)))]
+
+
+def owners(data: ProbeData, column: str | None) -> tuple[list[str], str]:
+    """Who is drawn when intervals are made, for each utterance, and whether that is a `speaker` or an `utterance`.
+
+    An utterance where `column`, or `speaker` if it is None, is not known for all.
+    """
+    known = data.values(column or "speaker")
+    if all(known):
+        return [str(v) for v in known], "speaker"
+    return list(data.ids), "utterance"
+
+
+def recordings(data: ProbeData) -> list[object]:
+    """Path, start and end of each utterance's audio; None where it is not known."""
+    spans = [(row.get("path"), row.get("start"), row.get("end")) for row in data.info]
+    return [span if span[0] else None for span in spans]
 
 
 def permuted(labels: Sequence[str], parts: Sequence[np.ndarray], seed: int) -> list[str]:

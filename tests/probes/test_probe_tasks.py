@@ -23,6 +23,11 @@ def _mean(results: dict[str, Any], row: str, metric: str) -> float:
     return next(r for r in results["rows"] if r["input"] == row)["metrics"][metric]["mean"]
 
 
+def _interval(results: dict[str, Any], row: str, metric: str) -> tuple[float, float]:
+    found = next(r for r in results["rows"] if r["input"] == row)["metrics"][metric]
+    return found["low"], found["high"]
+
+
 def check_shape(results: dict[str, Any], seeds: int) -> None:
     """What the report relies on."""
     assert results["format"] == "jepa-tok-probe/1"
@@ -34,6 +39,8 @@ def check_shape(results: dict[str, Any], seeds: int) -> None:
             assert name in results["better"]
             assert len(metric["values"]) == seeds
             assert min(metric["values"]) <= metric["mean"] <= max(metric["values"]) and metric["std"] >= 0
+            if metric.get("low") is not None:
+                assert metric["low"] <= metric["high"] and metric["speakers"] >= 5
     for key in ("command", "commit", "seeds", "versions", "counts", "splits", "settings", "tokens", "notes"):
         assert key in results
     assert results["command"].startswith("python -m probes ")
@@ -51,11 +58,15 @@ def test_speaker_is_found_and_shuffled_is_not(tmp_path: Path, write_shards: Any,
     assert _mean(found, "tokens", "eer_cosine") < 0.2
     assert _mean(found, "tokens", "eer") < 0.4  # LDA of five training speakers has four axes
     assert _mean(found, "shuffled", "accuracy") < 0.25
+    low, high = _interval(found, "shuffled", "accuracy")
+    assert low <= 0.1 <= high  # chance
+    assert _interval(found, "tokens", "accuracy")[0] > high
+    assert _mean(found, "tokens", "min_dcf_05_cosine") < _mean(found, "shuffled", "min_dcf_05_cosine")
     assert _mean(found, "random", "accuracy") < 0.3
     assert abs(_mean(found, "shuffled", "eer") - 0.5) < 0.1
     assert _mean(found, "chance", "accuracy") == pytest.approx(0.1)
     table = (tmp_path / "out" / "results.md").read_text()
-    assert "| logmel | - | - | - | not available: the labels name no audio paths |" in table
+    assert "| logmel | - | - | - | - | - | - | - | not available: the labels name no audio paths |" in table
 
 
 def test_emotion_is_found_on_new_speakers(tmp_path: Path, write_shards: Any, planted: Any) -> None:
@@ -70,6 +81,8 @@ def test_emotion_is_found_on_new_speakers(tmp_path: Path, write_shards: Any, pla
     assert _mean(found, "tokens", "uar") > 0.8
     assert _mean(found, "tokens", "macro_f1") > 0.8
     assert _mean(found, "shuffled", "uar") < 0.5
+    low, high = _interval(found, "shuffled", "uar")
+    assert low <= 1 / 3 <= high and _interval(found, "tokens", "uar")[0] > high
     assert _mean(found, "majority", "uar") == pytest.approx(1 / 3, abs=1e-6)
     assert found["settings"]["C_chosen"]["tokens"]
 
@@ -220,7 +233,7 @@ def test_controls_from_audio(tmp_path: Path, write_shards: Any) -> None:
         0,
     )
     check_shape(found, 1)
-    assert all(row["available"] for row in found["rows"])
+    assert [row["input"] for row in found["rows"] if not row["available"]] == ["latent"]
     assert _mean(found, "logmel", "accuracy") == 1.0
     assert "calibrated" in next(r for r in found["rows"] if r["input"] == "random")["note"]
     (tmp_path / "3.wav").unlink()
