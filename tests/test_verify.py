@@ -123,7 +123,7 @@ def test_a_folder_behind_a_url(corpus):
     fsspec.filesystem("memory").put(str(corpus), url, recursive=True)
     assert verify_tokens(url).sound
     fsspec.filesystem("memory").rm(f"{url}/{shard(corpus).name}")
-    assert list(verify_tokens(url).failed) == ["shards", "totals"]
+    assert list(verify_tokens(url).failed) == ["shards"]
 
 
 # Damage ---------------------------------------------------------------------------------------------------------------
@@ -140,8 +140,8 @@ def test_missing_and_foreign_shards(corpus):
     gone = shard(corpus, 1)
     gone.rename(corpus / "tokens-00009.0123456789abcdef.parquet")
     report = verify_tokens(corpus)
-    assert_failed(report, "shards", "shard 1 of 3", "tokens-00009", "run `jepa-tok tokenize` again")
-    assert "content" in report.failed and "metadata" not in report.failed
+    assert_failed(report, "shards", "shard 1 of 3", "tokens-00009", "run the same `jepa-tok tokenize` command again")
+    assert list(report.failed) == ["shards"], "what follows from it is not told"
 
 
 def test_two_files_of_one_number(corpus):
@@ -173,7 +173,51 @@ def test_damaged_bytes(corpus, damage):
     if damage == "flip":
         data[len(data) // 3] ^= 1
     path.write_bytes({"flip": data, "truncate": data[:-9], "empty": b""}[damage])
-    assert_failed(verify_tokens(corpus), "content", path, "delete it and run `jepa-tok tokenize` again")
+    assert_failed(
+        verify_tokens(corpus), "content", path, "delete it and run the same `jepa-tok tokenize` command again"
+    )
+    (corpus / "corpus.json").unlink()
+    report = verify_tokens(corpus)
+    assert_failed(report, "content", path, "without a corpus.json it cannot be made again here")
+    assert not any("delete" in line or "same" in line for line in report.failures)
+
+
+def test_a_gap_in_the_numbers_needs_no_corpus_json(corpus):
+    (corpus / "corpus.json").unlink()
+    shard(corpus, 1).unlink()
+    assert_failed(verify_tokens(corpus), "shards", "shard 1 of 3", "without a corpus.json")
+
+
+def test_files_that_are_no_tokens_are_one_error(corpus, made):
+    for path in (made / "u0.wav", made / "m.jsonl", corpus / "skipped.jsonl", corpus / "corpus.json"):
+        with pytest.raises(CorpusError, match=f"{path.name}: must be a token shard.* but is another file"):
+            verify_tokens(path)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "miscount", "forget"])
+def test_the_cure_that_is_told_works(corpus, made, tokenizer, damage):
+    before = json.loads((corpus / "corpus.json").read_text())
+    if damage == "truncate":
+        shard(corpus).write_bytes(shard(corpus).read_bytes()[:-9])
+    elif damage == "remove":
+        shard(corpus, 2).unlink()
+    elif damage == "miscount":
+        edit_state(corpus, written=7)
+    else:
+        (corpus / "skipped.jsonl").unlink()
+    report = verify_tokens(corpus)
+    assert report.failures
+    for line in report.failures:
+        assert "run the same `jepa-tok tokenize` command again" in line
+        if "delete it" in line:
+            (corpus / line.partition(":")[0]).unlink(missing_ok=True)
+        if "delete skipped.jsonl" in line:
+            (corpus / "skipped.jsonl").unlink(missing_ok=True)
+    tokenize_corpus(made / "m.jsonl", corpus, tokenizer, rows_per_shard=2)
+    assert verify_tokens(corpus).sound
+    if damage in ("miscount", "forget"):  # of the run that made the shards
+        after = json.loads((corpus / "corpus.json").read_text())
+        assert after["seconds"] == before["seconds"] > 0 and after["times_real_time"] == before["times_real_time"]
 
 
 def test_bad_rows_are_all_named(corpus):
@@ -265,6 +309,27 @@ def test_equal_hashes_are_not_equal_ids(monkeypatch):
     monkeypatch.setattr("jepa_tok.corpus.verify._hash", lambda id: 7)
     rows = [(f"row {i}", TokenRow(id, torch.zeros(1, 3), 1)) for i, id in enumerate("abca")]
     assert list(_twice(array("Q", [7] * 4), lambda: iter(rows))) == [("row 3", "a", "row 0")]
+
+
+def test_the_source_is_read_as_it_was_tokenized(tokenizer, tmp_path):
+    """Of two rows with one id the first counts, and only rows that were asked for."""
+    rng = np.random.default_rng(1)
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", rng.normal(0, 0.1, 9000 + 500 * i), 24_000)
+    rows = [("a", 0, "train"), ("a", 1, "train"), ("b", 1, "dev"), ("b", 2, "train")]
+    lines = [json.dumps({"id": id, "path": f"{i}.wav", "split": split}) for id, i, split in rows]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines) + "\n")
+    for chosen in ({}, {"split": "train"}, {"where": ["split=train", "id=a", "id=b"]}):
+        out = tmp_path / f"out{len(chosen)}{'where' in chosen}"
+        tokenize_corpus(tmp_path / "m.jsonl", out, tokenizer, **chosen)
+        report = verify_tokens(out, tokenizer=tokenizer, source=tmp_path / "m.jsonl", **chosen)
+        assert report.sound and report.checks["audio"].startswith("2 utterances"), report.failures
+    assert not verify_tokens(out, tokenizer=tokenizer, source=tmp_path / "m.jsonl", split="dev").sound
+    tokenizer.save_pretrained(tmp_path / "tok")
+    options = ["--tokenizer", tmp_path / "tok", "--source", tmp_path / "m.jsonl"]
+    assert (
+        main([str(a) for a in ["verify", out, *options, "--split", "train", "--where", "id=a", "--where", "id=b"]]) == 0
+    )
 
 
 # The command line -----------------------------------------------------------------------------------------------------

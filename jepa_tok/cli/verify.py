@@ -22,6 +22,8 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("tokens", metavar="TOKENS", help="a tokenized corpus, shards, or an exported folder")
     parser.add_argument("--source", metavar="SRC", help="what was tokenized: a manifest, a Kaldi data folder, ...")
+    parser.add_argument("--split", metavar="NAME", help="as it was tokenized with")
+    parser.add_argument("--where", metavar="COLUMN=VALUE", action="append", help="as it was tokenized with")
     parser.add_argument(
         "--allow-pipes", action="store_true", help="run the commands in a Kaldi wav.scp; only for data that you trust"
     )
@@ -41,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         args.tokens,
         tokenizer=None if args.tokenizer is None else load_tokenizer(args),
         source=args.source,
+        split=args.split,
+        where=args.where,
         allow_pipes=args.allow_pipes,
         sample=args.sample,
         seed=args.sample_seed,

@@ -225,8 +225,12 @@ class CorpusRun:
                 f"the first: {reason}"
             )
 
-        seconds = time.monotonic() - self._began if made else 0.0
-        speed = new_samples / self.metadata.sample_rate / seconds if made else 0.0
+        if made:
+            seconds = time.monotonic() - self._began
+            speed = new_samples / self.metadata.sample_rate / seconds
+        else:  # counted anew, nothing more
+            before = read_state(self.out)
+            seconds, speed = before.get("seconds", 0.0), before.get("times_real_time", 0.0)
         summary = TokenizeSummary(
             source=self.source,
             out=str(self.out),
@@ -291,7 +295,7 @@ class CorpusRun:
         for index in range(self.num_shards):
             if index not in there:
                 raise CorpusError(
-                    f"{self.out}: shard {index} must be there at the end, but is missing; rerun the tokenization."
+                    f"{self.out}: shard {index} must be there at the end, but is missing; run the same command again."
                 )
             yield index, there[index]
 
@@ -301,7 +305,9 @@ class CorpusRun:
         skips = self._skips(index, path)
         members = self.members(index)
         if table.num_rows + len(skips) != len(members):
-            raise CorpusError(f"{path}: the shard does not account for all its utterances; delete it and rerun.")
+            raise CorpusError(
+                f"{path}: the shard does not account for all its utterances; delete it and run the same command again."
+            )
         paths = {u.id: u.path for u in members} if skips else {}
         return table, [{"id": s["id"], "path": paths[s["id"]], "reason": s["reason"]} for s in skips]
 
@@ -309,7 +315,9 @@ class CorpusRun:
         # The skipped files of a shard; raises CorpusError if it is not one of this run.
         found = read_metadata(path)
         if found != self.metadata or found.extra.get("corpus") != self.digest or found.extra.get("shard") != index:
-            raise CorpusError(f"{path}: the shard is of another corpus or tokenizer; delete it and rerun.")
+            raise CorpusError(
+                f"{path}: the shard is of another corpus or tokenizer; delete it and run the same command again."
+            )
         return found.extra["skipped"]
 
     def _summary_of_before(self) -> TokenizeSummary | None:

@@ -220,7 +220,7 @@ def list_shards(folder: str | os.PathLike[str]) -> dict[int, Path]:
             if other != path:
                 raise CorpusError(
                     f"{path.parent}: each shard must be one file, but shard {int(match[1])} is both {min(path.name, other.name)} and "
-                    f"{max(path.name, other.name)}; delete both and run `jepa-tok tokenize` again to make it anew."
+                    f"{max(path.name, other.name)}; delete both and run the same `jepa-tok tokenize` command again."
                 )
     return dict(sorted(found.items()))
 
@@ -316,9 +316,7 @@ def open_shard(path: Path) -> Any:
     try:
         return pq.ParquetFile(path.open("rb") if is_url(path) else path)
     except (pa.ArrowException, OSError) as e:
-        raise CorpusError(
-            f"{path}: not a readable parquet file: {_one_line(e)}; delete it and run `jepa-tok tokenize` again to make it anew."
-        ) from None
+        raise CorpusError(f"{path}: not a readable parquet file: {_one_line(e)}.") from None
 
 
 def _metadata(file: Any, name: str) -> ShardMetadata:

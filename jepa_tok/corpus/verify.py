@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jepa_tok.corpus.formats.common import METADATA_FILE
 from jepa_tok.corpus.run import SKIPPED_FILE
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow
 from jepa_tok.corpus.shards import CORPUS_FILE, read_state
+from jepa_tok.corpus.spool import UtteranceList, spool_corpus
 from jepa_tok.corpus.verify_files import Export, Shards, VerifyReport
 from jepa_tok.errors import AudioError, CorpusError
 from jepa_tok.files import as_path
@@ -29,6 +30,8 @@ def verify_tokens(
     *,
     tokenizer: Any = None,
     source: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    where: str | Iterable[str] | None = None,
     allow_pipes: bool = False,
     sample: int = 20,
     seed: int = 0,
@@ -36,10 +39,10 @@ def verify_tokens(
 ) -> VerifyReport:
     """Checks the tokens at `path`: a tokenized corpus, a folder of shards, a shard, or an export in any format.
 
-    With `tokenizer` (a SpeechTokenizer) and `source` (see `iter_corpus`, for `allow_pipes` too), `sample` utterances, drawn
-    with `seed`, are encoded again and their tokens compared. Raises CorpusError where there are no tokens, where
-    corpus.json or metadata.json cannot be read, and where the tokenizer is not the one that made the tokens; whatever else
-    is wrong is in the report.
+    With `tokenizer` (a SpeechTokenizer) and `source` (read as it was tokenized: see `spool_corpus`, for `split`, `where` and
+    `allow_pipes` too), `sample` utterances, drawn with `seed`, are encoded again and their tokens compared. Raises
+    CorpusError where there are no tokens, where corpus.json or metadata.json cannot be read, and where the tokenizer is not
+    the one that made the tokens; whatever else is wrong is in the report.
     """
     if (tokenizer is None) != (source is None):
         raise CorpusError(
@@ -64,12 +67,14 @@ def verify_tokens(
         )
     totals = _check_rows(tokens, report, progress)
     _check_totals(place, totals, tokens.metadata, exported, report)
-    if tokenizer is None:
+    if tokenizer is None or source is None:
         report.checks["audio"] = "not checked: needs a tokenizer and the source of the corpus"
     elif "rows" in report.failed or not totals.rows:
         report.checks["audio"] = "not checked: the rows are damaged"
     else:
-        _check_audio(tokens, totals.rows, tokenizer, source, allow_pipes, sample, seed, report)
+        chosen = _draw(tokens, totals.rows, sample, seed)
+        utterances = spool_corpus(source, split=split, where=where, allow_pipes=allow_pipes, strict=False)
+        _check_audio(chosen, utterances, tokenizer, str(source), report)
     return report
 
 
@@ -95,8 +100,12 @@ def _check_rows(tokens: Shards | Export, report: VerifyReport, progress: bool | 
         hashes.append(_hash(row.id))
     bad = report.failed.get("rows", 0)
     report.checks["rows"] = f"{totals.rows} are sound" + (f", {bad} are not" if bad else "")
-    report.checks["ids"] = "not checked: the rows are damaged" if bad else "unique"
-    if not bad:
+    # Two files of one number have the same ids, of which there is nothing more to say.
+    unclear = (
+        "the rows are damaged" if bad else "the shards are not those of the corpus" if "shards" in report.failed else ""
+    )
+    report.checks["ids"] = f"not checked: {unclear}" if unclear else "unique"
+    if not unclear:
         for place, id, other in _twice(hashes, tokens.rows):
             report.fail(
                 "ids",
@@ -141,12 +150,19 @@ def _check_totals(
         }
         found |= {"utterances": totals.rows, "samples": totals.samples}
     elif state["state"] == "done":
-        name, mend, told = CORPUS_FILE, "put the file back as it was, or tokenize again to another folder", state
+        name, mend, told = (
+            CORPUS_FILE,
+            f"delete {SKIPPED_FILE} if it is there and run the same `jepa-tok tokenize` command again, it counts anew",
+            state,
+        )
         skipped = _count_lines(path / SKIPPED_FILE)
         found |= {"written": totals.rows, "skipped": skipped, "utterances": totals.rows + skipped}
         found |= {"tokens": totals.frames * groups, "hours": hours}
     else:
         report.checks["totals"] = f"not checked: no file tells them ({totals.rows} rows, {totals.frames} frames)"
+        return
+    if report.failed.keys() & {"shards", "metadata", "rows"}:
+        report.checks["totals"] = f"not checked: not all rows are sound ({totals.rows} rows, {totals.frames} frames)"
         return
     report.checks["totals"] = f"{totals.rows} rows, {totals.frames} frames, {hours:.4g} h"
     for key, value in found.items():
@@ -167,30 +183,28 @@ def _count_lines(path: Path) -> int:
 # Audio ----------------------------------------------------------------------------------------------------------------
 
 
-def _check_audio(
-    tokens: Shards | Export,
-    rows: int,
-    tokenizer: Any,
-    source: Any,
-    allow_pipes: bool,
-    sample: int,
-    seed: int,
-    report: VerifyReport,
-) -> None:
+def _draw(tokens: Shards | Export, rows: int, sample: int, seed: int) -> dict[str, tuple[str, TokenRow]]:
+    """Id -> place and row of some of the rows."""
     import numpy as np
 
-    from jepa_tok.corpus.encode import encode_utterances
-    from jepa_tok.corpus.manifest import iter_corpus
-
     numbers = np.random.default_rng(seed).choice(rows, min(sample, rows), replace=False)
-    chosen = {row.id: (place, row) for place, row in tokens.pick(set(numbers.tolist()))}
-    # Rows that a tokenization refuses are passed over, as it did.
-    rows_of = iter_corpus(source, allow_pipes=allow_pipes, refuse=lambda row: None)
-    there = list({u.id: u for _, u in rows_of if u.id in chosen}.values())
+    return {row.id: (place, row) for place, row in tokens.pick(set(numbers.tolist()))}
+
+
+def _check_audio(
+    chosen: dict[str, tuple[str, TokenRow]],
+    utterances: UtteranceList,
+    tokenizer: Any,
+    source: str,
+    report: VerifyReport,
+) -> None:
+    from jepa_tok.corpus.encode import encode_utterances
+
+    there = [u for u in utterances if u.id in chosen]
     for id in sorted(set(chosen) - {u.id for u in there}):
         report.fail(
             "audio",
-            f"{chosen[id][0]} ('{id}'): the utterance must be in {source}, but is not; give the source that was tokenized.",
+            f"{chosen[id][0]} ('{id}'): the utterance must be in {source}, but is not; give the source that was tokenized, with the same --where and --split.",
         )
     metadata = ShardMetadata.of(tokenizer)
     codes = differ = 0

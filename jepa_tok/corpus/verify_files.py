@@ -59,15 +59,25 @@ class Shards:
     def __init__(self, path: Path, report: VerifyReport, exported: bool) -> None:
         self.path, self.report = path, report
         self.metadata: ShardMetadata | None = None
-        again = "run `jepa-tok tokenize` again with the same command"
-        self._anew = "export the tokens again" if exported else f"delete it and {again}"
-        self._rest = "export the tokens again" if exported else f"{again}, it makes what is missing"
         self.files: list[Path] = [path] if path.is_file() else sorted(path.glob("tokens-*.parquet"))
         self.state: dict[str, Any] | None = None
         if path.is_dir() and (path / CORPUS_FILE).exists():
             self.state = read_state(path)
+        if path.is_file() and not _looks_like_parquet(path):
+            raise CorpusError(f"{path}: must be a token shard, a folder of them or an export, but is another file.")
         if not self.files and self.state is None:
             raise CorpusError(f"{path}: the folder must hold token shards (tokens-*.parquet), but holds none.")
+        # How to mend a damaged shard, and how to get one that is missing.
+        if exported:
+            self._anew = self._rest = "export the tokens again"
+        elif self.state is not None:
+            self._rest = "run the same `jepa-tok tokenize` command again, it makes what is missing"
+            self._anew = "delete it and " + self._rest
+        else:
+            self._rest = (
+                f"without a {CORPUS_FILE} it cannot be made again here: take a whole copy, or tokenize to a new folder"
+            )
+            self._anew = self._rest
 
     def check_files(self) -> None:
         """Checks state, names, content and metadata; what fails the last has no rows to be checked."""
@@ -93,6 +103,7 @@ class Shards:
         self._check_metadata()
 
     def _check_names(self) -> None:
+        # Files that are none of the corpus's have no rows to be checked.
         report, state = self.report, self.state
         report.checks["shards"] = str(len(self.files))
         try:
@@ -100,20 +111,19 @@ class Shards:
         except CorpusError as e:
             report.fail("shards", str(e))
             return
+        size = state["num_shards"] if state is not None else max(numbered, default=-1) + 1
+        for index in sorted(set(range(size)) - set(numbered)):
+            report.fail("shards", f"{self.path}: shard {index} of {size} must be there, but is missing; {self._rest}.")
         if state is None:
             return
-        for index in sorted(set(range(state["num_shards"])) - set(numbered)):
+        listed = {s["file"] for s in state.get("shards", ())}
+        foreign = [f for f in self.files if f not in numbered.values() or (listed and f.name not in listed)]
+        for file in foreign:
             report.fail(
                 "shards",
-                f"{self.path}: shard {index} of {state['num_shards']} must be there, but is missing; {self._rest}.",
+                f"{file}: must be one of the shards that {CORPUS_FILE} names, but is not; move it away and {self._rest}.",
             )
-        listed = {s["file"]: s["rows"] for s in state.get("shards", ())}
-        for file in self.files:
-            if file not in numbered.values() or (listed and file.name not in listed):
-                report.fail(
-                    "shards",
-                    f"{file}: must be one of the shards that {CORPUS_FILE} names, but is not; move it away and {self._rest}.",
-                )
+        self.files = [f for f in self.files if f not in foreign]
 
     def _check_metadata(self) -> None:
         report, sound = self.report, []
@@ -122,17 +132,17 @@ class Shards:
             try:
                 found = read_metadata(file)
             except CorpusError as e:
-                report.fail("metadata", str(e))
+                report.fail("metadata", f"{str(e).rstrip('.')}; {self._anew}.")
                 continue
             self.metadata = self.metadata or found
             wanted = (self.state or {}).get("hash", self.metadata.hash)
             if found != self.metadata or found.hash != wanted:
                 report.fail(
                     "metadata",
-                    f"{file}: the shard must be of tokenizer {wanted}, but is of {found.hash}, or of other settings; move it away.",
+                    f"{file}: the shard must be of tokenizer {wanted}, but is of {found.hash}, or of other settings; move it away; {self._rest}.",
                 )
                 continue
-            if self.state and found.extra.get("corpus") != self.state.get("corpus"):
+            if self.state and found.extra.get("corpus") != self.state.get("corpus", found.extra.get("corpus")):
                 report.fail(
                     "metadata",
                     f"{file}: the shard must be of corpus {self.state.get('corpus')}, but is of {found.extra.get('corpus')}; {self._anew}.",
@@ -186,6 +196,11 @@ class Shards:
                     if first + at in numbers:
                         yield f"{shard}, row {at}", row
             first += size
+
+
+def _looks_like_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.suffix == ".parquet" or file.read(4) == b"PAR1"
 
 
 class Export:
