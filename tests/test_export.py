@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 
 import numpy as np
@@ -251,26 +249,6 @@ def test_two_exports_to_one_place(shards, tmp_path):
         with pytest.raises(CorpusError, match="another process"):
             export_tokens(shards, tmp_path / "out", "bin")
         process.communicate("\n")
-
-
-def test_urls(shards, tmp_path):
-    import fsspec
-
-    base = f"memory://export-{os.getpid()}-{time.monotonic_ns()}"
-    for to in FORMATS:
-        export_tokens(shards, f"{base}/{to}", to)
-        if to == "bin":
-            with pytest.raises(CorpusError, match="local disk"):
-                list(open_tokens(f"{base}/{to}").rows())
-        else:
-            assert all(same(a, b) for a, b in zip(open_tokens(f"{base}/{to}").rows(), ROWS, strict=True))
-    with pytest.raises(CorpusError, match="new or empty"):
-        export_tokens(shards, f"{base}/jsonl", "bin")
-    export_tokens(f"{base}/parquet", f"{base}/jsonl", "kaldi", overwrite=True)
-    names = {p.rsplit("/", 1)[-1] for p in fsspec.filesystem("memory").ls(f"{base}/jsonl", detail=False)}
-    assert "tokens" in names and "tokens.jsonl" not in names
-    with pytest.raises(CorpusError, match="neither in"):
-        export_tokens(f"{base}/parquet", f"{base}/parquet/x", "bin")
 
 
 def test_a_full_disk_leaves_nothing(shards, tmp_path, monkeypatch):

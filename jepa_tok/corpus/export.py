@@ -1,7 +1,9 @@
 """Tokens from one format to another, without audio: parquet shards, bin, JSONL, Kaldi text, Lhotse Shar.
 
 Rows are read, checked and written one by one, so memory does not grow with the corpus. The folder is built beside its place and
-then renamed, so that it is there whole or not at all, whenever the process ends.
+then renamed, so that it is there whole or not at all, whenever the process ends. To a URL, files are uploaded below OUT/.export.tmp
+and copied into place by the store: an upload that breaks off leaves an earlier export as it was, and what ends during the copying
+is refused by readers and cleared up by the next export.
 """
 
 from __future__ import annotations
@@ -13,12 +15,18 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from jepa_tok.corpus.formats import FORMATS, ExportInfo, RowWriter, TokenSource, open_tokens
 from jepa_tok.corpus.formats.common import METADATA_FILE, format_module
-from jepa_tok.corpus.shards import CORPUS_FILE, CORPUS_FORMAT
+from jepa_tok.corpus.schema import TokenRow
+from jepa_tok.corpus.shards import CORPUS_FILE, CORPUS_FORMAT, writing
+from jepa_tok.corpus.utterance import reading
 from jepa_tok.errors import CorpusError
 from jepa_tok.files import as_path, is_url, lock_folder, unlock, write_text
+
+STAGING = ".export.tmp"
+"""Folder in OUT, where that is a URL, for files until all are uploaded."""
 
 
 def export_tokens(
@@ -44,21 +52,20 @@ def export_tokens(
     if rows_per_shard < 1:
         raise CorpusError(f"`rows_per_shard` must be at least 1, but is {rows_per_shard} instead.")
     source, out = as_path(source), as_path(out)
-    check_target(source, out, overwrite)
-    tokens = open_tokens(source)
+    with reading(str(out)):
+        check_target(source, out, overwrite)
+    with reading(str(source)):
+        tokens = open_tokens(source)
     kept = _choose(tokens, columns)
-    try:
-        with _scratch_folder(out) as scratch:
-            writer: RowWriter = format_module(to).Writer(scratch, tokens.metadata, kept, rows_per_shard)
-            try:
-                utterances, frames, samples = _copy(tokens, kept, writer, progress)
-            finally:
-                writer.close()
-            info = ExportInfo(to, tokens.metadata, kept, utterances, frames, samples, writer.dtype)
-            write_text(scratch / METADATA_FILE, info.to_json())
-            _publish(scratch, out, info)
-    except OSError as e:
-        raise CorpusError(f"{out}: cannot be written: {e.strerror or e}; mend that and export again.") from None
+    with writing(out), _scratch_folder(out) as scratch:
+        writer: RowWriter = format_module(to).Writer(scratch, tokens.metadata, kept, rows_per_shard)
+        try:
+            utterances, frames, samples = _copy(tokens, kept, writer, progress)
+        finally:
+            writer.close()
+        info = ExportInfo(to, tokens.metadata, kept, utterances, frames, samples, writer.dtype)
+        write_text(scratch / METADATA_FILE, info.to_json())
+        _publish(scratch, out)
     return info
 
 
@@ -73,6 +80,8 @@ def check_target(source: Path, out: Path, overwrite: bool) -> None:
         if inner == outer or outer in inner.parents:
             raise CorpusError(f"{out}: the output must lie neither in {source} nor around it; take another folder.")
     if out.exists() and any(out.iterdir()):
+        if (out / STAGING).exists() and not (out / METADATA_FILE).exists():
+            return  # what an export left that broke off
         if not overwrite:
             raise CorpusError(
                 f"{out}: the folder must be new or empty, but holds files; take another, or --overwrite it."
@@ -102,7 +111,7 @@ def _copy(tokens: TokenSource, kept: dict[str, str], writer: RowWriter, progress
 
     utterances = frames = samples = 0
     disable = None if progress is None else not progress  # None: tqdm looks whether stderr is a terminal
-    for row in tqdm(tokens.rows(), total=tokens.num_rows, unit="utt", desc="export", disable=disable):
+    for row in tqdm(_rows(tokens), total=tokens.num_rows, unit="utt", desc="export", disable=disable):
         if len(kept) < len(tokens.columns):
             row = replace(row, info={name: value for name, value in row.info.items() if name in kept})
         writer.add(row)
@@ -110,6 +119,11 @@ def _copy(tokens: TokenSource, kept: dict[str, str], writer: RowWriter, progress
     if not utterances:
         raise CorpusError(f"{tokens.path}: there must be at least one utterance to export, but there is none.")
     return utterances, frames, samples
+
+
+def _rows(tokens: TokenSource) -> Iterator[TokenRow]:
+    with reading(str(tokens.path)):
+        yield from tokens.rows()
 
 
 # The folder appears whole ---------------------------------------------------------------------------------------------
@@ -143,10 +157,10 @@ def _scratch_folder(out: Path) -> Iterator[Path]:
         unlock(descriptor)
 
 
-def _publish(scratch: Path, out: Path, info: ExportInfo) -> None:
+def _publish(scratch: Path, out: Path) -> None:
     files = sorted(p for p in scratch.rglob("*") if p.is_file())
     if is_url(out):
-        _upload(scratch, files, out, info)
+        _upload([file.relative_to(scratch).as_posix() for file in files], scratch, out)
         return
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
@@ -161,19 +175,39 @@ def _publish(scratch: Path, out: Path, info: ExportInfo) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _upload(scratch: Path, files: list[Path], out: Path, info: ExportInfo) -> None:
-    # Stores have no renaming of folders: metadata.json comes last, and plain shards, which are read without it, are
-    # declared unfinished until then.
-    if out.exists():
-        out.fs.rm(str(out.path), recursive=True)  # type: ignore[attr-defined]
-    mark = out / CORPUS_FILE
-    out.mkdir(parents=True, exist_ok=True)
-    if info.layout == "parquet":
-        write_text(mark, json.dumps({"format": CORPUS_FORMAT, "state": "running", "num_shards": len(files) - 1}))
-    for file in sorted(files, key=lambda f: f.name == METADATA_FILE):
-        target = out / file.relative_to(scratch).as_posix()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("rb") as local, target.open("wb") as remote:
-            shutil.copyfileobj(local, remote)
-    if info.layout == "parquet":
-        mark.unlink()
+def _upload(names: list[str], scratch: Path, out: Path) -> None:
+    # Stores do not rename folders. Nothing of an earlier export is touched before all of the new one is there.
+    fs: Any = out.fs  # type: ignore[attr-defined]
+    root = fs._strip_protocol(str(out)).rstrip("/")
+    staging = f"{root}/{STAGING}"
+    found = [path[len(root) + 1 :] for path in fs.find(root)] if out.exists() else []
+    earlier = [path for path in found if not path.startswith(f"{STAGING}/")]
+    try:
+        for name in names:
+            _put(scratch / name, out / STAGING / name)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            fs.rm(staging, recursive=True)
+        raise
+
+    # While files are exchanged the folder is marked unfinished, so that plain shards, which are read without metadata.json,
+    # are not; metadata.json goes first and comes last.
+    state = {"format": CORPUS_FORMAT, "state": "running", "num_shards": len(names) - 1}
+    write_text(out / CORPUS_FILE, json.dumps(state))
+    for path in sorted(earlier, key=lambda path: path != METADATA_FILE):
+        if path != CORPUS_FILE and (path == METADATA_FILE or path not in names):
+            fs.rm_file(f"{root}/{path}")
+    for name in sorted(names, key=lambda name: name == METADATA_FILE):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fs.cp_file(f"{staging}/{name}", f"{root}/{name}")
+        except NotImplementedError:
+            _put(scratch / name, out / name)
+    fs.rm_file(f"{root}/{CORPUS_FILE}")
+    fs.rm(staging, recursive=True)
+
+
+def _put(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("rb") as local, target.open("wb") as remote:
+        shutil.copyfileobj(local, remote)
