@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jepa_tok.cli import main
 from jepa_tok.corpus import Utterance, UtteranceList, column_types, read_corpus, spool_corpus
 from jepa_tok.corpus.audio_source import Cell, Command, Slice
 from jepa_tok.errors import CorpusError
@@ -96,3 +98,24 @@ def test_utterances_from_elsewhere():
         with pytest.raises(CorpusError, match=r"^mine"):
             spool_corpus(bad, name="mine")
     assert len(spool_corpus([good, good], strict=False).refused) == 1
+
+
+@pytest.mark.parametrize("source", ["m.jsonl", "kaldi"])
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, source):
+    (tmp_path / "m.jsonl").write_text("".join(f'{{"id": "u{i}", "path": "{i}.wav"}}\n' for i in range(2000)))
+    (tmp_path / "kaldi").mkdir()
+    for name, value in (("wav.scp", "a.wav"), ("text", "to be or not")):
+        (tmp_path / "kaldi" / name).write_text("".join(f"u{i} {value}\n" for i in range(2000)))
+    connect = sqlite3.connect
+
+    def small(*arguments, **options):
+        made = connect(*arguments, **options)
+        made.execute("PRAGMA max_page_count = 9")
+        return made
+
+    monkeypatch.setattr(sqlite3, "connect", small)
+    monkeypatch.setenv("TMPDIR", "/full")
+    argv = ["tokenize", tmp_path / source, tmp_path / "out", "--tokenizer", "tiny", "--random-init"]
+    assert main([str(a) for a in argv]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "TMPDIR, /full" in line and "database or disk is full" in line and not (tmp_path / "out").exists()

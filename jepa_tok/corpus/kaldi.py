@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 from jepa_tok.corpus.audio_source import Command, Slice
+from jepa_tok.corpus.scratch import Scratch
 from jepa_tok.corpus.utterance import (
     Refuse,
     Utterance,
@@ -136,8 +136,7 @@ class _Tables:
 
     def __init__(self, folder: Path, refuse: Refuse) -> None:
         self._folder, self._refuse = folder, refuse
-        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db = Scratch()
         self._db.execute("CREATE TABLE utterances (key TEXT)")
 
     def load(self, name: str, empty: bool = False) -> bool:
@@ -146,12 +145,10 @@ class _Tables:
             return False
         self._db.execute(f'CREATE TABLE "{name}" (key TEXT, value TEXT, place TEXT)')
         lines = _lines(self._folder / name, self._refuse, empty)
-        self._db.execute("BEGIN")
-        self._db.executemany(f'INSERT INTO "{name}" VALUES (?, ?, ?)', lines)
-        self._db.execute("COMMIT")
+        self._db.insert(f'INSERT INTO "{name}" VALUES (?, ?, ?)', lines)
         self._db.execute(f'CREATE INDEX "keys of {name}" ON "{name}" (key)')
         first = f'SELECT key, min(rowid) AS at FROM "{name}" GROUP BY key HAVING count(*) > 1'
-        for key, place, earlier in self._db.execute(
+        for key, place, earlier in self._db.rows(
             f'SELECT t.key, t.place, kept.place FROM ({first}) JOIN "{name}" AS t USING (key) '
             f'JOIN "{name}" AS kept ON kept.rowid = at WHERE t.rowid > at ORDER BY t.rowid'
         ):
@@ -161,7 +158,8 @@ class _Tables:
     def find(self, name: str, key: str) -> tuple[str, str] | None:
         """Value and place of a key where it is first."""
         query = f'SELECT value, place FROM "{name}" WHERE key = ? ORDER BY rowid LIMIT 1'
-        return self._db.execute(query, (key,)).fetchone()
+        found = next(self._db.rows(query, (key,)), None)
+        return None if found is None else (found[0], found[1])
 
     def add_utterance(self, id: str) -> None:
         """Notes that the corpus has it."""
@@ -170,6 +168,6 @@ class _Tables:
     def unknown(self, name: str) -> Iterator[tuple[str, str]]:
         """Key and place of each line whose key no utterance has."""
         self._db.execute("CREATE INDEX IF NOT EXISTS ids ON utterances (key)")
-        yield from self._db.execute(
+        yield from self._db.rows(
             f'SELECT key, place FROM "{name}" WHERE key NOT IN (SELECT key FROM utterances) ORDER BY rowid'
         )

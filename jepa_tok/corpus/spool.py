@@ -1,7 +1,7 @@
 """A corpus of any size as a list that lies on disk: millions of utterances cost no memory to speak of.
 
-Rows go to an anonymous SQLite database in the system's folder for temporary files (TMPDIR), which goes with the process: some
-300 bytes an utterance. Its index of ids, built by an external sort once all rows are in, finds those that are there twice.
+Rows go to the folder for temporary files (see `jepa_tok.corpus.scratch`): some 300 bytes an utterance. An index of ids, built by
+an external sort once all rows are in, finds those that are there twice.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import overload
@@ -17,6 +16,7 @@ from typing import overload
 from jepa_tok.corpus.audio_source import part_from_json, part_to_json
 from jepa_tok.corpus.manifest import Entry, check_entries, conditions, iter_corpus, select
 from jepa_tok.corpus.schema import column_types
+from jepa_tok.corpus.scratch import Scratch
 from jepa_tok.corpus.utterance import Refused, Utterance, fail, refused, taken
 from jepa_tok.errors import CorpusError
 
@@ -33,7 +33,7 @@ def spool_corpus(
     """The utterances of `source`, or utterances from elsewhere under the `name` they have in messages, on disk.
 
     Reads and checks as `read_corpus` does, except that without `strict` rows that break a rule are left out and listed
-    in `refused`; the second of two rows with one id is one of them.
+    in `refused`; the second of two rows with one id is one of them. Raises CorpusError too where the disk is full.
     """
     left_out: list[Refused] = []
     refuse = fail if strict else left_out.append
@@ -56,21 +56,17 @@ class UtteranceList(Sequence[Utterance]):
         """Takes each place and utterance as it comes; ids may be there twice until `drop_duplicates`."""
         self.refused: list[Refused] = []
         """Rows of the source that were left out."""
-        # An empty name is a database in a temporary file, deleted while open. Threads may share it: SQLite takes turns.
-        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = OFF")
+        self._db = Scratch()
         self._db.execute("CREATE TABLE rows (id TEXT, row TEXT, part TEXT, place TEXT)")
         made = ((u.id, _row_to_json(u), part_to_json(u.part), place) for place, u in entries)
-        self._db.execute("BEGIN")
-        self._db.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", made)
-        self._db.execute("COMMIT")
+        self._db.insert("INSERT INTO rows VALUES (?, ?, ?, ?)", made)
         self._count()
 
     def drop_duplicates(self) -> list[Refused]:
         """Removes every row whose id an earlier one has, and gives those removed, in order."""
         self._db.execute("CREATE INDEX ids ON rows (id)")
         first = "SELECT id, min(rowid) AS at FROM rows GROUP BY id HAVING count(*) > 1"
-        found = self._db.execute(
+        found = self._db.rows(
             f"SELECT rows.id, rows.row, rows.place, kept.place FROM ({first}) JOIN rows USING (id) "
             "JOIN rows AS kept ON kept.rowid = at WHERE rows.rowid > at ORDER BY rows.rowid"
         )
@@ -96,7 +92,7 @@ class UtteranceList(Sequence[Utterance]):
     def digest(self) -> str:
         """16 hex digits that name ids, paths, segments and columns of all utterances, in order."""
         sha = hashlib.sha256()
-        for (row,) in self._db.execute("SELECT row FROM rows ORDER BY rowid"):
+        for (row,) in self._db.rows("SELECT row FROM rows ORDER BY rowid"):
             sha.update(row.encode() + b"\n")
         return sha.hexdigest()[:16]
 
@@ -122,14 +118,12 @@ class UtteranceList(Sequence[Utterance]):
 
     def _read(self, start: int, stop: int) -> Iterator[Utterance]:
         span = (start + 1, stop)  # row numbers count from 1
-        for row, part in self._db.execute(
-            "SELECT row, part FROM rows WHERE rowid BETWEEN ? AND ? ORDER BY rowid", span
-        ):
+        for row, part in self._db.rows("SELECT row, part FROM rows WHERE rowid BETWEEN ? AND ? ORDER BY rowid", span):
             id, path, begin, end, info = json.loads(row)
             yield Utterance(id, path, begin, end, info, part_from_json(part))
 
     def _count(self) -> None:
-        (self._len,) = self._db.execute("SELECT count(*) FROM rows").fetchone()
+        ((self._len,),) = self._db.rows("SELECT count(*) FROM rows")
 
 
 def _row_to_json(u: Utterance) -> str:
