@@ -193,3 +193,11 @@ def test_pickles_are_not_read(folders, tmp_path):
     with pytest.raises(AdapterError) as error:
         make_adapter(f"dac:{tmp_path}")
     assert "safetensors" in one_line(error, AdapterError)
+
+
+def test_a_folder_without_its_feature_extractor_is_refused(folders, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folders / "hubert" / name).read_bytes())
+    with pytest.raises(AdapterError) as error:
+        make_adapter(f"hubert:{tmp_path}@1")
+    assert "preprocessor_config.json" in one_line(error, AdapterError)

@@ -54,7 +54,9 @@ def load_normalize(name: str, repo: str) -> tuple[bool, int]:
     try:
         extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(repo, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise AdapterError(f"`{name}` cannot read preprocessor_config.json of '{repo}': {_first(error)}.") from None
+        raise AdapterError(
+            f"`{name}` cannot read preprocessor_config.json of '{repo}' ({_first(error)}): copy it there from where the model is from."
+        ) from None
     return bool(extractor.do_normalize), int(extractor.sampling_rate)
 
 
