@@ -14,7 +14,7 @@ import numpy as np
 
 from probes import intervals, linear, splits
 from probes.data import ProbeData, ProbeError, drop_rare, labelled
-from probes.inputs import Missing, Source, each, progress
+from probes.inputs import SHUFFLED, Missing, Source, each, progress
 from probes.results import Outcome, Row
 from probes.splits import Split
 
@@ -136,23 +136,23 @@ def run(
     rows: list[Row] = []
     chosen: dict[str, list[float]] = {}
     unconverged = 0
-    for source, row, shuffle in each(inputs, rows, "the first input with labels permuted; the same pipeline"):
+    for source, row, shuffle in each(inputs, rows, SHUFFLED):
         chosen[row.input] = []
         for seed, parts in progress(plans, f"{task}, {row.input}"):
-            x, truth = source.pooled(seed), labels
-            if shuffle:
-                first = parts[0]
-                whole = [first.train, first.dev, first.test] if split_column else [np.arange(len(labels))]
-                truth = splits.permuted(labels, whole, seed)
+            x = source.pooled(seed)
             tested: list[int] = []
+            truth: list[str] = []
             guessed: list[str] = []
-            for split in parts:
-                head = linear.fit(x, truth, split.train, split.dev, linear.unweighted_recall, balanced=True)
+            for k, split in enumerate(parts):
+                whole = [split.train, split.dev, split.test]
+                known = splits.permuted(labels, whole, seed + 1000 * k) if shuffle else labels
+                head = linear.fit(x, known, split.train, split.dev, linear.unweighted_recall, balanced=True)
                 unconverged += head.unconverged
                 chosen[row.input].append(head.c)
                 guessed += head.model.predict(x[split.test]).tolist()
                 tested += split.test.tolist()
-            score(row, tested, [truth[i] for i in tested], guessed)
+                truth += [known[i] for i in split.test]
+            score(row, tested, truth, guessed)
     chance = Row("chance", note="a class drawn evenly (expected values)")
     majority = Row("majority", note="always the class with most training utterances")
     for _, parts in plans:

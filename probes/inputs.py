@@ -24,6 +24,9 @@ from probes.results import Row
 CALIBRATION_FRAMES = 2_000
 """Frames that an untrained tokenizer's quantiser is set to, as many as `recipes.codec` takes by default."""
 
+SHUFFLED = "the first input with labels permuted within train, within dev and within test"
+"""Permuted over all parts at once they would score below chance: what test has more of, training would lack."""
+
 
 class Source(Protocol):
     """One input of the heads."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from probes import intervals, linear, splits, trials
 from probes.data import ProbeData, ProbeError, drop_rare, labelled
-from probes.inputs import Missing, Source, each, progress
+from probes.inputs import SHUFFLED, Missing, Source, each, progress
 from probes.results import Outcome, Row
 from probes.splits import Split
 from probes.trials import TrialList
@@ -193,17 +193,17 @@ def run(
     rows: list[Row] = []
     chosen: dict[str, list[float]] = {}
     unconverged = 0
-    note = "the first input with speakers permuted within each part; the same pipeline"
+    note = f"{SHUFFLED}; speakers of trials permuted"
     for source, row, shuffle in each(inputs, rows, note):
         chosen[row.input] = []
         verified: tuple[Any, dict[str, intervals.Sample]] | None = None
         for seed, split in progress(plans, f"speaker, {row.input}"):
             x = source.pooled(seed)
-            truth = splits.permuted(speakers, [split.train, split.dev, split.test], seed) if shuffle else speakers
-            head = linear.fit(x, truth, split.train, split.dev, linear.accuracy)
+            labels = splits.permuted(speakers, [split.train, split.dev, split.test], seed) if shuffle else speakers
+            head = linear.fit(x, labels, split.train, split.dev, linear.accuracy)
             unconverged += head.unconverged
             chosen[row.input].append(head.c)
-            known = [truth[i] for i in split.test]
+            known = [labels[i] for i in split.test]
             row.add(accuracy=intervals.accuracy(known, known, head.model.predict(x[split.test]).tolist()))
             if plan.list is None:
                 continue
