@@ -85,7 +85,12 @@ BAD_ROWS = {
     "not an object": ("[1]", "must be a JSON object"),
     "nan": ('{"id": "b", "path": "b.wav", "x": NaN}', "NaN"),
     "infinite": ('{"id": "b", "path": "b.wav", "x": 1e999}', "`x` must be finite"),
-    "surrogate": ('{"id": "b", "path": "b.wav", "x": "\\ud800"}', "must be a JSON object"),
+    "surrogate": (
+        '{"id": "b", "path": "b.wav", "x": "\\ud800"}',
+        "`x` must be free of halves of surrogate pairs, but is '\\ud800'",
+    ),
+    "surrogate_within": ('{"id": "b", "path": "b.wav", "x": [{"y": "\\udfff"}]}', "`x` must be free of halves"),
+    "surrogate_column": ('{"id": "b", "path": "b.wav", "\\ud800": 1}', "`\\ud800` must be free of halves"),
     "no id": ('{"path": "b.wav"}', "must have `id`"),
     "no path": ('{"id": "b"}', "must have `path`"),
     "empty id": ('{"id": "", "path": "b.wav"}', "must not be empty"),

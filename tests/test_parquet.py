@@ -111,3 +111,13 @@ def test_bad_parquet_rows_and_files(tmp_path):
 def test_parquet_without_audio_is_one_error(tmp_path, columns):
     with pytest.raises(CorpusError, match=r"f\.parquet: .*column `audio` of bytes"):
         read_corpus(write_parquet(tmp_path / "f.parquet", columns))
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path):
+    text = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"a\xff"))
+    write_parquet(tmp_path / "x.parquet", {"audio": audio_column(2), "text": text})
+    write_parquet(tmp_path / "y.parquet", {"audio": audio_column(1)})
+    found = spool_corpus(tmp_path, strict=False)
+    assert [u.id for u in found] == ["y/0"]
+    (row,) = found.refused
+    assert "x.parquet" in row.reason and "utf-8" in row.reason

@@ -94,10 +94,19 @@ def test_bad_rows_are_left_out_on_request(tmp_path):
 def test_utterances_from_elsewhere():
     good = Utterance("a", "/a.wav")
     assert list(spool_corpus(iter([good]))) == [good]
-    for bad in ([], [good, good], [Utterance("a", "/a.wav", 2.0, 1.0)], [Utterance("a\n", "/a.wav")]):
+    for bad in (
+        [],
+        [good, good],
+        [Utterance("a", "/a.wav", 2.0, 1.0)],
+        [Utterance("a\n", "/a.wav")],
+        [Utterance("a", "\ud800")],
+    ):
         with pytest.raises(CorpusError, match=r"^mine"):
             spool_corpus(bad, name="mine")
     assert len(spool_corpus([good, good], strict=False).refused) == 1
+    for value in ("\ud800", float("nan"), object(), [b"x"], {1.5: {2}}):
+        with pytest.raises(CorpusError, match=r"^mine, utterance 0: `x` must be "):
+            spool_corpus([Utterance("a", "/a.wav", info={"x": value})], name="mine")
 
 
 @pytest.mark.parametrize("source", ["m.jsonl", "kaldi"])

@@ -37,6 +37,7 @@ from jepa_tok.corpus.utterance import (
     read_lines,
     reading,
     refused,
+    short,
 )
 from jepa_tok.errors import CorpusError
 from jepa_tok.files import as_path, is_url, write_text
@@ -114,7 +115,9 @@ def check_entries(utterances: Iterable[Utterance], name: str, refuse: Refuse = f
         place = f"{name}, utterance {number}"
         try:
             check_id(u.id, place)
+            check_path(u.path, place)
             check_segment(u.start, u.end, place)
+            check_values(u.info, place)
         except CorpusError as error:
             refuse(refused(place, error, u.id, u.path))
             continue
@@ -192,15 +195,13 @@ def _read_jsonl(path: Path, refuse: Refuse) -> Iterator[Entry]:
 
 
 def parse_object(text: str, place: str) -> dict[str, Any]:
-    """A JSON object; raises CorpusError, with `place`, for anything else, and for what UTF-8 or JSON cannot hold."""
+    """A JSON object; raises CorpusError, with `place`, for anything else."""
 
     def no_number(constant: str) -> float:
         raise ValueError(f"{constant} is not JSON")
 
     try:
         row = json.loads(text, parse_constant=no_number)
-        # Escapes can smuggle in halves of surrogate pairs, which no UTF-8 file can hold.
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as e:
         raise CorpusError(f"{place}: must be a JSON object: {one_line(e)}.") from None
     if not isinstance(row, dict):
@@ -260,7 +261,7 @@ def _utterance(row: dict[str, Any], place: str, manifest: Path) -> Utterance:
     for name in ("start", "end"):
         if name in row and (isinstance(row[name], bool) or not isinstance(row[name], (int, float))):
             raise CorpusError(f"{place}: `{name}` must be a number (seconds), but is {row[name]!r} instead.")
-    check_finite(row, place)
+    check_values(row, place)
     start, end = (_seconds(row.pop(name, None)) for name in ("start", "end"))
     check_segment(start, end, place)
     return Utterance(id, absolute(path, manifest.parent), start, end, row)
@@ -273,17 +274,30 @@ def _seconds(value: float | None) -> float | None:
         return math.inf
 
 
-def check_finite(row: dict[str, Any], place: str) -> None:
-    """Raises CorpusError where a value is, or holds, a number that is not finite."""
+def check_values(row: dict[str, Any], place: str) -> None:
+    """Raises CorpusError where a column is not what JSON has, holds a number that is not finite, or text that is not UTF-8."""
     for name, value in row.items():
-        if not _finite(value):
-            raise CorpusError(f"{place}: `{name}` must be finite, but is {value} instead.") from None
+        for part in (name, value):
+            try:
+                if rule := _broken_rule(part):
+                    raise CorpusError(f"{place}: `{short(name)[1:-1]}` must be {rule}, but is {short(part)} instead.")
+            except RecursionError:
+                raise CorpusError(f"{place}: `{short(name)[1:-1]}` must not be nested so deeply.") from None
 
 
-def _finite(value: Any) -> bool:
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def _broken_rule(value: Any) -> str:
+    if isinstance(value, str):
+        # Escapes can smuggle them in, and no file could hold them.
+        return "free of halves of surrogate pairs" if _SURROGATES.search(value) else ""
     if isinstance(value, (list, dict)):
-        return all(map(_finite, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, float) or math.isfinite(value)
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return next(filter(None, map(_broken_rule, parts)), "")
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else "finite"
+    return "" if value is None or isinstance(value, int) else "text, a number, a truth value, a list or a dict of such"
 
 
 def _refused_row(place: str, error: CorpusError, row: Any) -> Refused:

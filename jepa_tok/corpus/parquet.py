@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jepa_tok.corpus.audio_source import Cell
-from jepa_tok.corpus.manifest import check_finite
+from jepa_tok.corpus.manifest import check_values
 from jepa_tok.corpus.utterance import Refuse, Utterance, check_id, check_path, one_line, refused
 from jepa_tok.errors import CorpusError
 from jepa_tok.files import as_path, is_url
@@ -54,7 +54,7 @@ def read_parquet(paths: Iterable[Path], refuse: Refuse) -> Iterator[tuple[str, U
             except CorpusError:
                 raise
             except Exception as error:
-                if not (isinstance(error, (pa.ArrowException, OSError)) or is_url(name)):
+                if not (isinstance(error, (pa.ArrowException, OSError, UnicodeDecodeError)) or is_url(name)):
                     raise
                 refuse(refused(name, f"{name}: not a parquet file that can be read: {one_line(error)}.", path=name))
                 break
@@ -88,7 +88,7 @@ def _read_file(name: str, refuse: Refuse) -> Iterator[tuple[str, Utterance]]:
                     if not isinstance(id, str):
                         raise CorpusError(f"{place}: `id` must be a string or a whole number, but is {id!r} instead.")
                     check_id(id, place)
-                    check_finite(info, place)
+                    check_values(info, place)
                     utterance = Utterance(id, check_path(place, place), info=info, part=part)
                 except CorpusError as error:
                     refuse(refused(place, error, id, place))

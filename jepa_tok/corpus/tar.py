@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jepa_tok.corpus.audio_source import Slice
-from jepa_tok.corpus.manifest import check_finite, parse_object
+from jepa_tok.corpus.manifest import check_values, parse_object
 from jepa_tok.corpus.utterance import (
     AUDIO_SUFFIXES,
     MAX_LINE,
@@ -62,7 +62,7 @@ def read_tars(paths: Iterable[Path], refuse: Refuse) -> Iterator[tuple[str, Utte
                     if not isinstance(id, str):
                         raise CorpusError(f"{place}: `id` must be a string, but is {id!r} instead.")
                     check_id(id, place)
-                    check_finite(info, place)
+                    check_values(info, place)
                     where = check_path(f"{name}#{audio.name}", place)
                 except CorpusError as error:
                     refuse(refused(place, error, id, name))

@@ -121,19 +121,19 @@ def check_id(id: str, place: str) -> str:
     """
     if not id or id != id.strip():
         raise CorpusError(
-            f"{place}: `id` must not be empty, nor start or end with a space, but is {_short(id)} instead."
+            f"{place}: `id` must not be empty, nor start or end with a space, but is {short(id)} instead."
         )
     if _UNSAFE.search(id):
-        raise CorpusError(f"{place}: `id` must be free of control characters, but is {_short(id)} instead.")
+        raise CorpusError(f"{place}: `id` must be free of control characters, but is {short(id)} instead.")
     parts = id.split("/")
     if any(part in ("", ".", "..") for part in parts):
         raise CorpusError(
-            f"{place}: `id` must be a name, or names joined by single slashes, none of them '.' or '..', but is {_short(id)} instead."
+            f"{place}: `id` must be a name, or names joined by single slashes, none of them '.' or '..', but is {short(id)} instead."
         )
     if len(id.encode()) > MAX_ID or any(len(part.encode()) > MAX_ID_PART for part in parts):
         raise CorpusError(
             f"{place}: `id` must have at most {MAX_ID} bytes, {MAX_ID_PART} between slashes, so that it can name a file, "
-            f"but is {_short(id)} instead."
+            f"but is {short(id)} instead."
         )
     return id
 
@@ -141,10 +141,10 @@ def check_id(id: str, place: str) -> str:
 def check_path(path: str, place: str) -> str:
     """`path` itself; raises CorpusError, with `place`, where it is empty or unsafe."""
     if not path or _UNSAFE.search(path):
-        raise CorpusError(f"{place}: `path` must be a path free of control characters, but is {_short(path)} instead.")
+        raise CorpusError(f"{place}: `path` must be a path free of control characters, but is {short(path)} instead.")
     if is_url(path) and "::" in path:
         # Chains such as filecache:: write to the disk of the reader.
-        raise CorpusError(f"{place}: `path` must be a path or a plain URL, but is {_short(path)} instead.")
+        raise CorpusError(f"{place}: `path` must be a path or a plain URL, but is {short(path)} instead.")
     return path
 
 
@@ -177,8 +177,11 @@ def taken(id: str, place: str, first: str) -> str:
     return f"{place}: `id` must be unique, but '{id}' is taken already by {first}."
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:60] + "..." + text[-12:])
+def short(value: Any) -> str:
+    """A value in a message: what Python writes for it, the middle left out where it is long."""
+    text = value if isinstance(value, str) else repr(value)
+    text = text if len(text) <= 80 else text[:60] + "..." + text[-12:]
+    return repr(text) if isinstance(value, str) else text
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
