@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from jepa_tok.cli import main
-from jepa_tok.corpus import tokenize_corpus
+from jepa_tok.corpus import ray_engine, tokenize_corpus
+from jepa_tok.corpus.tokenize import Progress
 from jepa_tok.errors import CorpusError
 from jepa_tok.tokenizer import SpeechTokenizer
 from tests.corpora import contents, make_corpus
@@ -61,6 +62,19 @@ def test_a_worker_dies_and_nothing_is_lost_or_there_twice(ray, tmp_path):
 
     with pytest.raises(CorpusError, match=r"utterance 'u5': .*u5\.wav"):  # a worker's error is the driver's
         tokenize_corpus(manifest, tmp_path / "ray", tokenizer, rows_per_shard=2, engine="ray", workers=1, strict=True)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+def test_utterances_go_out_a_few_shards_at_a_time(ray, tmp_path, monkeypatch):
+    manifest = make_corpus(tmp_path / "in", 10)
+    tokenizer = SpeechTokenizer.from_config("tiny")
+    tokenize_corpus(manifest, tmp_path / "local", tokenizer, rows_per_shard=2)
+    put, events = ray_engine._item, []
+    monkeypatch.setattr(ray_engine, "SHARDS_AHEAD", 3)
+    monkeypatch.setattr(ray_engine, "_item", lambda index, run: events.append("put") or put(index, run))
+    monkeypatch.setattr(Progress, "add", lambda *_: events.append("done"))
+    tokenize_corpus(manifest, tmp_path / "ray", tokenizer, rows_per_shard=2, engine="ray", workers=1)
+    assert events == ["put"] * 3 + ["done"] * 3 + ["put"] * 2 + ["done"] * 2
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 

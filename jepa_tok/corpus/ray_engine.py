@@ -1,7 +1,8 @@
 """Shards made by Ray Data: on the cluster at hand (RAY_ADDRESS, or one started on this machine), else on all of this machine.
 
-A shard is an item of work: its utterances, which the driver puts into Ray's object store. A pool of actors, each with a
-tokenizer of its own, makes them and writes each to OUT as it is done; OUT and the audio must be in reach of all machines.
+A shard is an item of work: its utterances, which the driver puts into Ray's object store, SHARDS_AHEAD shards for each worker at
+a time, so that memory there does not grow with the corpus. A pool of actors, each with a tokenizer of its own, makes them and
+writes each to OUT as it is done; OUT and the audio must be in reach of all machines.
 Ray schedules, restarts actors that are lost and gives their shards to others. A shard is written whole or not at all and
 named by its content, so that one which is made twice is there once.
 """
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from jepa_tok.corpus.tokenize import Progress
 
 
+SHARDS_AHEAD = 200
+"""Shards for each worker whose utterances are in the object store: some 300 bytes an utterance, 30 MB at 500 a shard. Workers
+wait for the slowest and load the tokenizer again in between, so the number is large."""
+
+
 def make_shards(run: CorpusRun, workers: int | None, progress: Progress) -> None:
     """Makes the pending shards of `run`, which is started, in `workers` actors; None is one for each GPU or CPU.
 
@@ -43,21 +49,23 @@ def make_shards(run: CorpusRun, workers: int | None, progress: Progress) -> None
             )
         # Kept here, or a restarted actor could not have it again.
         maker = ray.put(_on_cpu(run.maker))
-        items = [ray.put(_item(index, run)) for index in run.pending()]
-        results = ray.data.from_arrow_refs(items).map_batches(
-            ShardActor,
-            fn_constructor_args=([maker], on_gpu),
-            batch_size=1,
-            batch_format="pyarrow",
-            concurrency=min(workers or units, len(items)),
-            num_gpus=1 if on_gpu else 0,
-            num_cpus=1,
-        )
+        pending, workers = run.pending(), min(workers or units, len(run.pending()))
         try:
-            for result in results.iter_rows():
-                if result["error"]:
-                    raise CorpusError(result["error"])
-                progress.add(result["utterances"], result["expected"], result["seconds"], result["skipped"])
+            for first in range(0, len(pending), SHARDS_AHEAD * workers):
+                window = pending[first : first + SHARDS_AHEAD * workers]
+                results = ray.data.from_arrow_refs([ray.put(_item(index, run)) for index in window]).map_batches(
+                    ShardActor,
+                    fn_constructor_args=([maker], on_gpu),
+                    batch_size=1,
+                    batch_format="pyarrow",
+                    concurrency=min(workers, len(window)),
+                    num_gpus=1 if on_gpu else 0,
+                    num_cpus=1,
+                )
+                for result in results.iter_rows():
+                    if result["error"]:
+                        raise CorpusError(result["error"])
+                    progress.add(result["utterances"], result["expected"], result["seconds"], result["skipped"])
         except ray.exceptions.RayError as e:
             raise CorpusError(
                 f"ray: {_last_line(e)}; the shards that are done are kept: run the same command again, it goes on."
