@@ -37,10 +37,10 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores{memory}{gpu}, {platform.system()}"
 
 
-def versions() -> dict[str, str]:
-    """Python and the installed packages that results may depend on."""
+def versions(*more: str) -> dict[str, str]:
+    """Python and the installed packages that results may depend on, and those that a caller names."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

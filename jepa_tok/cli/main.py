@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from jepa_tok.errors import JepaTokError
 
-VERBS = ("encode", "decode", "resynth", "tokenize", "export", "verify", "vocabulary", "info", "report")
+VERBS = ("encode", "decode", "resynth", "tokenize", "export", "verify", "vocabulary", "info", "report", "eval")
 
 
 class Parser(argparse.ArgumentParser):
