@@ -15,7 +15,8 @@ class TokenizeConfig(Validatable):
     """What to tokenize, and with what."""
 
     source: str = ""
-    """A .jsonl or .tsv manifest, a Kaldi data folder, or a folder of audio."""
+    """A .jsonl or .tsv manifest, a Kaldi data folder, a folder of audio, .parquet with audio in it, or .tar shards; a path or
+    a URL: see docs/corpora.md."""
 
     tokenizer: str = ""
     """Folder or name of a tokenizer."""
@@ -25,6 +26,9 @@ class TokenizeConfig(Validatable):
 
     where: list[str] = field(default_factory=list)
     """Only utterances with these values, each `column=value`."""
+
+    allow_pipes: bool = False
+    """Whether the commands in a Kaldi wav.scp are run; only for data that you trust."""
 
     rows_per_shard: int = 500
     """Utterances in a shard, which is also the unit of work of a process."""

@@ -36,6 +36,7 @@ class TokenizeRecipe(Recipe):
                 tokenizer,
                 split=config.split,
                 where=config.where or None,
+                allow_pipes=config.allow_pipes,
                 rows_per_shard=config.rows_per_shard,
                 batch_seconds=config.batch_seconds,
                 strict=config.strict,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import os
 import subprocess
@@ -18,6 +20,7 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.recipe.run import run
 
 from jepa_tok.audio import save_audio
+from jepa_tok.corpus.run import CorpusRun
 from jepa_tok.corpus.shards import content_hash, list_shards, named_hash, read_shards
 from jepa_tok.corpus.tokenize import tokenize_corpus
 from jepa_tok.tokenizer import SpeechTokenizer
@@ -81,6 +84,23 @@ def test_errors_are_one_line(tmp_path, given):
     assert "\n" not in str(caught.value)
     with pytest.raises(RecipeError):
         run(TokenizeRecipe(), config(given, where=["speaker=nobody"]), tmp_path / "b", no_rich=True, no_progress=True)
+
+
+def test_pipes_are_run_where_allowed(tmp_path, given):
+    (tmp_path / "kaldi").mkdir()
+    lines = f"a {given / '0.wav'}\nb cat {given / '1.wav'} |\n"
+    (tmp_path / "kaldi/wav.scp").write_text(lines)
+    for allow_pipes, ids in ((False, ["a"]), (True, ["a", "b"])):
+        out, recipe = tmp_path / f"{allow_pipes}", TokenizeRecipe()
+        changed = config(given, allow_pipes=allow_pipes)
+        changed.source = str(tmp_path / "kaldi")
+        run(recipe, changed, out, no_rich=True, no_progress=True)
+        assert [row.id for row in read_shards(out)] == ids and recipe.skipped == 2 - len(ids)
+
+
+def test_every_option_of_the_library_is_one_of_the_recipe():
+    options = set(inspect.signature(CorpusRun).parameters) - {"out", "name"}
+    assert options <= {field.name for field in dataclasses.fields(TokenizeConfig)}
 
 
 @pytest.mark.slow
