@@ -3,33 +3,28 @@
     python -m egs.librispeech.results EXP
 
 Collects the last validation of both stages, the language model beside its baselines and the probes beside their controls, and
-measures resynthesis on the validation readers: STOI (Taal et al., 2011, DOI 10.1109/TASL.2011.2114881) and mean absolute
-log-mel difference in dB, beside two controls: the same tokenizer untrained, and the resynthesis of another utterance.
+measures resynthesis on the validation readers: STOI and log-mel distance (docs/evaluation.md), beside two controls: the same
+tokenizer untrained, and the resynthesis of another utterance. `jepa-tok eval` tells more.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from pystoi import stoi
-from torch import Tensor
-
 from jepa_tok import SpeechTokenizer, load_audio
 from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.errors import CorpusError, JepaTokError
+from jepa_tok.evaluation.clip import Clip
+from jepa_tok.evaluation.metrics import Mel, Stoi
 from jepa_tok.files import write_text
-from jepa_tok.models.logmel import LogMel
 from jepa_tok.provenance import commit, machine, versions
 from probes.results import markdown
-
-TO_DB = 20.0 / math.log(10.0) * LogMel.DEVIATION
 
 
 def last_row(run: Path, name: str) -> dict[str, Any] | None:
@@ -39,18 +34,13 @@ def last_row(run: Path, name: str) -> dict[str, Any] | None:
     return max((json.loads(line) for line in lines), key=lambda row: row["Step"], default=None)
 
 
-def mel_difference(a: Tensor, b: Tensor, logmel: LogMel) -> float:
-    """Mean absolute difference of two waves' log-mels in dB."""
-    return float((logmel(a[None]) - logmel(b[None])).abs().mean()) * TO_DB
-
-
 def resynthesis(exp: Path, limit: int = 40) -> dict[str, dict[str, dict[str, float]]]:
-    """STOI and log-mel difference of resynthesised validation clips: mean and deviation over clips of each input."""
+    """STOI and log-mel distance of resynthesised validation clips: mean and deviation over clips of each input."""
     tokenizer = SpeechTokenizer.from_pretrained(exp / "tokenizer")
     untrained = SpeechTokenizer.from_config(tokenizer.config, seed=0)
     clips = read_corpus(exp / "data" / "all.jsonl", split="dev")
     clips = clips[:: max(1, len(clips) // limit)][:limit]
-    logmel = LogMel(tokenizer.sample_rate, 1024, 240, 80)
+    metrics, rate = (Stoi(), Mel()), tokenizer.sample_rate
     waves = [load_audio(clip.path) for clip in clips]
     made = {
         "trained": [tokenizer.decode(tokenizer.encode(w)) for w in waves],
@@ -59,11 +49,13 @@ def resynthesis(exp: Path, limit: int = 40) -> dict[str, dict[str, dict[str, flo
     made["another utterance"] = made["trained"][1:] + made["trained"][:1]
     rows: dict[str, dict[str, dict[str, float]]] = {}
     for name, outputs in made.items():
-        scores: dict[str, list[float]] = {"stoi": [], "mel_db": []}
+        scores: dict[str, list[float]] = {}
         for wave, output in zip(waves, outputs):
             n = min(len(wave), len(output))
-            scores["stoi"].append(float(stoi(wave[:n].numpy(), output[:n].numpy(), tokenizer.sample_rate)))
-            scores["mel_db"].append(mel_difference(wave[:n], output[:n], logmel))
+            original, resynthesised = Clip(wave[:n], rate), Clip(output[:n], rate)
+            for metric in metrics:
+                for key, value in metric.score(original, resynthesised).values.items():
+                    scores.setdefault(key, []).append(value)
         rows[name] = {
             key: {"mean": statistics.fmean(v), "std": statistics.stdev(v) if len(v) > 1 else 0.0, "clips": len(v)}
             for key, v in scores.items()
@@ -104,7 +96,7 @@ def page(found: dict[str, Any]) -> str:
         for name, scores in found["resynthesis"].items()
     ]
     clips = next(iter(found["resynthesis"].values()))["stoi"]["clips"]
-    lines += table(["output", "STOI (↑)", "log-mel difference, dB (↓)"], cells)
+    lines += table(["output", "STOI (↑)", "log-mel distance, dB (↓)"], cells)
     lines += ["", f"Mean ± deviation over {clips} utterances of readers that were not trained on.", ""]
     lines += ["## Stage 1", "", *metrics_table(found["stage1"]), ""]
     lines += ["## Stage 2", "", *metrics_table(found["stage2"]), ""]

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LEAST_CLUSTERS = 5
+"""With fewer there is no interval: the draws would be a handful of values. Up to 20 or so it is still rather narrow."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -36,12 +39,12 @@ def bootstrap(
     draws: int = 2000,
     seed: int = 0,
 ) -> Interval | None:
-    """The interval of the weighted mean of `values`, drawing whole `clusters`; None where there are fewer than two.
+    """The interval of the weighted mean of `values`, drawing whole `clusters`; None where there are too few.
 
     All sequences have one entry an utterance. The same seed gives the same interval.
     """
     names = sorted(set(clusters), key=repr)
-    if len(names) < 2:
+    if len(names) < LEAST_CLUSTERS:
         return None
     place = {name: i for i, name in enumerate(names)}
     which = np.array([place[name] for name in clusters])

@@ -30,7 +30,7 @@ class Column:
     """`higher` or `lower`."""
 
     versa: str | None = None
-    """What VERSA calls the same; None where it has none, or another definition."""
+    """What it is called in VERSA's files: the name that VERSA has for the same, or one that it has for nothing; None: ours."""
 
 
 @dataclass
@@ -94,6 +94,8 @@ class Pesq(Metric):
         self._pesq = pesq
 
     def score(self, original: Clip, output: Clip) -> Scores:
+        for clip in (original, output):  # the package divides by the peak
+            _check_sound(clip)
         try:
             value = self._pesq.pesq(16_000, original.at(16_000), output.at(16_000), "wb")
         except self._pesq.PesqError as error:  # no utterance found, shorter than a quarter of a second, ...
@@ -173,10 +175,8 @@ class Speaker(Metric):
         return Scores({"speaker": float(a @ b)})
 
     def _embed(self, clip: Clip) -> np.ndarray:
-        wave = clip.at(16_000)
-        if not wave.any():
-            raise CannotMeasure("digital silence")
-        voiced = self._preprocess(wave)
+        _check_sound(clip)
+        voiced = self._preprocess(clip.at(16_000))
         if not len(voiced):
             raise CannotMeasure("no voice found")
         return self._encoder.embed_utterance(voiced)
@@ -210,7 +210,7 @@ class F0(Metric):
 
     name = "f0"
     columns: ClassVar = {
-        "f0_corr": Column("F0 correlation", "higher"),
+        "f0_corr": Column("F0 correlation", "higher", "f0_corr_log_voiced"),  # VERSA's f0_corr is in Hz, and warps time
         "voicing_error": Column("voicing error", "lower"),
     }
     packages = ("librosa",)
@@ -239,6 +239,11 @@ class F0(Metric):
             clip.at(16_000), fmin=60.0, fmax=500.0, sr=16_000, frame_length=1024, hop_length=160, resolution=0.2
         )
         return f0, voiced
+
+
+def _check_sound(clip: Clip) -> None:
+    if not bool(clip.wave.any()):
+        raise CannotMeasure("digital silence")
 
 
 def _said(error: BaseException) -> str:

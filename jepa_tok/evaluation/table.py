@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from jepa_tok.evaluation.intervals import LEAST_CLUSTERS
 from jepa_tok.evaluation.metrics import Metric
 from jepa_tok.evaluation.recognition import ROUGH
 from jepa_tok.evaluation.summary import Found
@@ -52,6 +53,10 @@ def markdown(report: dict[str, Any]) -> str:
 def _notes(report: dict[str, Any]) -> list[str]:
     """What a reader must know beside the table: rough recogniser, delays, failures, what is missing."""
     notes = []
+    if report["corpus"]["intervals_over"] == "utterances":
+        notes.append(
+            f"Intervals are over utterances, since fewer than {LEAST_CLUSTERS} speakers are known: they say nothing about other speakers."
+        )
     if "wer" in report["columns"]:
         name = report["settings"]["recognizer"]
         rough = " (rough: it errs on much of what it hears in originals too)" if name == ROUGH else ""
