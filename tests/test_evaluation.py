@@ -173,6 +173,44 @@ def test_a_figure_that_nothing_has_is_none(tiny, corpus, tmp_path, monkeypatch):
     assert "| original |  | none |" in (tmp_path / "results.md").read_text()
 
 
+# Going on -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_goes_on_where_it_was(tiny, corpus, tmp_path, monkeypatch):
+    whole = run(tiny, corpus, tmp_path / "whole")
+    heard = []
+    call = LatentsSystem.__call__
+
+    def counted(self, wave, index):
+        heard.append(index)
+        if len(heard) == 5:
+            raise KeyboardInterrupt
+        return call(self, wave, index)
+
+    monkeypatch.setattr(LatentsSystem, "__call__", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, corpus, tmp_path / "out")
+    with (tmp_path / "out" / "partial.jsonl").open("a") as file:
+        file.write('{"id": "u4", "fou')  # as a kill in the middle of a line leaves it
+    again = run(tiny, corpus, tmp_path / "out")
+    assert heard == [0, 1, 2, 3, 4, *range(4, 10)]
+    for report in (whole, again):
+        report["rows"][0].pop("real_time_factor")
+    assert again == whole
+    assert not (tmp_path / "out" / "partial.jsonl").exists()
+    lines = (tmp_path / "out" / "utterances.jsonl").read_text()
+    assert lines == (tmp_path / "whole" / "utterances.jsonl").read_text()
+
+
+def test_other_settings_begin_anew(tiny, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("jepa_tok.evaluation.run._write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tiny, corpus, tmp_path, bounds=["original"])
+    monkeypatch.undo()
+    assert len((tmp_path / "partial.jsonl").read_text().splitlines()) == 11
+    assert len(run(tiny, corpus, tmp_path, bounds=["other"])["rows"]) == 2
+
+
 # The command line -----------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +235,7 @@ def test_the_verb_reports_and_skips_what_cannot_be_read(jepa_tok, corpus, tmp_pa
     ("options", "told"),
     [
         (["--metrics", "mos"], "`metrics` must be among"),
+        (["--metrics", ","], "`metrics` must name at least one"),
         (["--bounds", "mp3"], "`bounds` must be among"),
         (["--metrics", "wer", "--recognizer", "nobody"], "`recognizer` must be"),
         (["--where", "speaker=nobody"], "none of the 10 utterances"),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from jepa_tok.cli.common import add_overwrite_option, complain, duration, load_tokenizer, positive
+from jepa_tok.cli.common import add_overwrite_option, complain, duration, file_path, load_tokenizer, positive
 from jepa_tok.presets import PRESETS
 
 
@@ -28,7 +27,9 @@ def add_parser(verbs: Any) -> None:
         metavar="SRC",
         help="a corpus, as for jepa-tok tokenize, with `text` and `speaker` if it is to be of most use",
     )
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the results")
+    parser.add_argument(
+        "out", metavar="OUT", type=file_path, help="folder for the results; a run that was killed goes on there"
+    )
     parser.add_argument(
         "--where",
         metavar="COLUMN=VALUE",

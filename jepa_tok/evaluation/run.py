@@ -26,12 +26,12 @@ from jepa_tok.evaluation.clip import Clip
 from jepa_tok.evaluation.codecs import CodecError
 from jepa_tok.evaluation.codes import code_usage
 from jepa_tok.evaluation.metrics import CannotMeasure, Metric, Scores, registry
+from jepa_tok.evaluation.partial import Partial
 from jepa_tok.evaluation.recognition import Wer
 from jepa_tok.evaluation.summary import Found, summarize
 from jepa_tok.evaluation.table import markdown, versa_lines
 from jepa_tok.files import write_text
 from jepa_tok.provenance import commit, machine, versions
-from jepa_tok.tokens import Tokens
 
 FORMAT = "jepa-tok-eval/1"
 PACKAGES = ("librosa", "onnxruntime", "pesq", "pocketsphinx", "pystoi", "resemblyzer", "speechmos")
@@ -73,57 +73,50 @@ def evaluate(
     chosen, lacking = choose_metrics(metrics, recognizer)
     out.mkdir(parents=True, exist_ok=True)
 
-    found: list[Found] = []
-    skipped: list[dict[str, str]] = []
-    tokens: list[Tokens] = []
     unavailable = {s.label: reason for s in systems if (reason := s.missing())}
     systems = [s for s in systems if s.label not in unavailable]
-    _calibrate(systems, utterances, tokenizer.sample_rate)
-    for index, u in _progress(utterances, progress):
-        try:
-            wave = load_clip(u, tokenizer.sample_rate)
-            if wave is None:
-                raise AudioError(f"'{u.path}' is too long to be evaluated as one utterance; cut it into segments.")
-        except AudioError as error:
-            skipped.append({"id": u.id, "reason": str(error)})
-            continue
-        original = Clip(wave, tokenizer.sample_rate, str(u.info.get("text") or "") or None)
-        for system in systems:
-            output, scores = _score(system, chosen, original, index)
-            found.append(Found(u.id, str(u.info.get("speaker") or ""), system.label, original.seconds, scores))
-            if output is None:
-                continue
-            found[-1].spent = output.seconds
-            tokens += [output.tokens] if output.tokens else []
-            if audio:
-                path = out / "audio" / folder_name(system.label) / f"{u.id}.wav"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_audio(path, output.wave, tokenizer.sample_rate)
-    if not found:
-        raise CorpusError(f"none of {len(skipped)} utterances can be read; the first: {skipped[0]['reason']}")
-
-    columns = {key: column for metric in chosen for key, column in metric.columns.items()}
-    report = {
-        "format": FORMAT,
-        "tokenizer": {"name": tokenizer.config.name, "hash": tokenizer.hash, "frame_rate": tokenizer.frame_rate},
-        **summarize(found, systems, columns, seed),
-        "unavailable": {"systems": unavailable, "metrics": lacking},
-        "tokens": code_usage(tokens, tokenizer.frame_rate) if tokens else None,
-        "skipped": skipped,
-        "settings": {"recognizer": recognizer, "limit": limit, "seed": seed, "device": str(tokenizer.device)},
-        **(about or {}),
+    settings = {
+        "tokenizer": tokenizer.hash,
+        "utterances": [u.id for u in utterances],
+        "systems": [s.label for s in systems],
+        "metrics": [m.name for m in chosen],
+        "recognizer": recognizer,
+        "audio": audio,
         "commit": commit(),
-        "versions": versions(*PACKAGES),
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
     }
-    _write(out, report, found, chosen)
-    return report
+    partial, skipped, finished = Partial(out, settings), [], False
+    try:
+        _calibrate(systems, utterances, tokenizer.sample_rate)
+        for index, u in _progress(utterances, progress):
+            if u.id in partial.done:
+                continue
+            try:
+                partial.add(u.id, *_evaluate(u, index, systems, chosen, tokenizer.sample_rate, out if audio else None))
+            except AudioError as error:
+                skipped.append({"id": u.id, "reason": str(error)})
+        done = [partial.done[u.id] for u in utterances if u.id in partial.done]
+        if not done:
+            raise CorpusError(f"none of {len(skipped)} utterances can be read; the first: {skipped[0]['reason']}")
+        found = [f for one, _ in done for f in one]
+        report = _report(tokenizer, found, [ids for _, ids in done if ids], systems, chosen, seed)
+        report |= {
+            "unavailable": {"systems": unavailable, "metrics": lacking},
+            "skipped": skipped,
+            "settings": {"recognizer": recognizer, "limit": limit, "seed": seed, "device": str(tokenizer.device)},
+            **(about or {}),
+        }
+        _write(out, report, found, chosen)
+        finished = True
+        return report
+    finally:
+        partial.close(finished)
 
 
 def choose_metrics(names: Sequence[str] | None, recognizer: str) -> tuple[list[Metric], dict[str, str]]:
     """The metrics, and why the others cannot be had: name -> reason. Raises ConfigError as `evaluate`."""
     known = registry()
+    if names is not None and not names:
+        raise ConfigError(f"`metrics` must name at least one of {', '.join(known)}, but is empty instead.")
     for name in names or ():
         if name not in known:
             raise ConfigError(f"`metrics` must be among {', '.join(known)}, but is '{name}' instead.")
@@ -166,6 +159,28 @@ def _calibrate(systems: Sequence[System], utterances: Sequence[Utterance], sampl
             system.calibrate(waves)
 
 
+def _evaluate(
+    u: Utterance, index: int, systems: Sequence[System], metrics: Sequence[Metric], sample_rate: int, out: Path | None
+) -> tuple[list[Found], list[list[int]] | None]:
+    """What is found of one utterance, and the ids of its tokens; raises AudioError where it cannot be read."""
+    wave = load_clip(u, sample_rate)
+    if wave is None:
+        raise AudioError(f"'{u.path}' is too long to be evaluated as one utterance; cut it into segments.")
+    original = Clip(wave, sample_rate, str(u.info.get("text") or "") or None)
+    found, ids = [], None
+    for system in systems:
+        output, scores = _score(system, metrics, original, index)
+        spent = output.seconds if output else {}
+        found.append(Found(u.id, str(u.info.get("speaker") or ""), system.label, original.seconds, scores, spent))
+        if output and output.tokens:
+            ids = output.tokens.ids.tolist()
+        if output and out is not None:
+            path = out / "audio" / folder_name(system.label) / f"{u.id}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_audio(path, output.wave, sample_rate)
+    return found, ids
+
+
 def _score(system: System, metrics: Sequence[Metric], original: Clip, index: int) -> tuple[Output | None, Scores]:
     """What a system gives for an utterance, None where it fails, and all that metrics say of it."""
     scores = Scores()
@@ -193,6 +208,27 @@ def _progress(utterances: Sequence[Utterance], show: bool | None) -> Any:
 
     show = sys.stderr.isatty() if show is None else show
     return tqdm(enumerate(utterances), total=len(utterances), desc="eval", unit="utterances", disable=not show)
+
+
+def _report(
+    tokenizer: Any,
+    found: Sequence[Found],
+    ids: Sequence[list[list[int]]],
+    systems: Sequence[System],
+    metrics: Sequence[Metric],
+    seed: int,
+) -> dict[str, Any]:
+    columns = {key: column for metric in metrics for key, column in metric.columns.items()}
+    return {
+        "format": FORMAT,
+        "tokenizer": {"name": tokenizer.config.name, "hash": tokenizer.hash, "frame_rate": tokenizer.frame_rate},
+        **summarize(found, systems, columns, seed),
+        "tokens": code_usage([tokenizer.tokens(clip) for clip in ids], tokenizer.frame_rate) if ids else None,
+        "commit": commit(),
+        "versions": versions(*PACKAGES),
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _write(out: Path, report: dict[str, Any], found: Sequence[Found], metrics: Sequence[Metric]) -> None:
