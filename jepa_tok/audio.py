@@ -10,9 +10,11 @@ polyphase filter bank, as in torchaudio, needs gigabytes for rates such as 44,09
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,6 +39,9 @@ BLOCK = 2**19
 
 MAX_WAV = 2**32 - 2**10
 """Bytes of samples that a .wav file holds at most."""
+
+_OGG_PAGE = 65_307
+"""Bytes of an Ogg page, at most."""
 
 _FULL_SCALE = {torch.int8: 2.0**7, torch.int16: 2.0**15, torch.int32: 2.0**31}
 
@@ -75,12 +80,19 @@ class AudioFile:
         if self.source is self.name:
             _check_file(self.name)
         try:
-            with soundfile.SoundFile(self.source) as file:
+            with contextlib.ExitStack() as stack:
+                raw = stack.enter_context(open(self.name, "rb")) if self.source is self.name else self.source
+                _check_ogg(raw, self.name)
+                file = stack.enter_context(soundfile.SoundFile(self.source))
+                if (
+                    file.format == "MP3" and raw is not self.source
+                ):  # read through Python, so that its place can be asked for
+                    file = stack.enter_context(soundfile.SoundFile(raw))
                 rate = check_rate(file.samplerate, f"'{self.name}'")
                 _check_whole(file, self.name)
                 resampler = Resampler(rate, self.sample_rate)
                 taken = 0
-                for samples in self._read(file, rate):
+                for samples in self._read(file, raw, rate):
                     yield resampler.push(mix_down(samples.T, f"'{self.name}'", taken))
                     taken += len(samples)
                 yield resampler.finish()
@@ -88,7 +100,7 @@ class AudioFile:
             reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
             raise AudioError(f"'{self.name}' must be audio that libsndfile reads, but is not: {reason}.") from None
 
-    def _read(self, file: soundfile.SoundFile, rate: int) -> Iterator[np.ndarray]:
+    def _read(self, file: soundfile.SoundFile, raw: BinaryIO, rate: int) -> Iterator[np.ndarray]:
         """Blocks of float32 [s, C]."""
         first, last = _part(self.start, self.end, rate, file.frames, self.name)
         file.seek(first)
@@ -99,7 +111,9 @@ class AudioFile:
                 break
             found += len(samples)
             yield samples
-        if found < 0.98 * (last - first):  # mp3 without a length in its header is an estimate
+        if file.format == "MP3" and not _mp3_tells_length(raw):
+            _check_estimate(raw, last < file.frames, self.name)
+        elif found < 0.98 * (last - first):  # mp3 rounds to whole packets
             raise AudioError(f"'{self.name}' is cut short: {last - first} samples are promised, but {found} are there.")
 
 
@@ -224,14 +238,19 @@ def save_audio(path: str | os.PathLike[str], wave: Any, sample_rate: int = SAMPL
             soundfile.SoundFile(temporary, "w", rate, first.shape[1], "PCM_16", format=kind) as file,
         ):
             for pcm in itertools.chain([first], (_pcm(block, target) for block in blocks)):
+                if pcm.shape[1] != first.shape[1]:
+                    raise AudioError(
+                        f"audio for '{target}' must keep its number of channels, but has {first.shape[1]}, then {pcm.shape[1]}."
+                    )
                 left -= len(pcm)
                 if left < 0:
                     raise AudioError(f"'{target}' must be at most 4 GiB, as any .wav; write .flac.")
                 file.write(pcm)
     except (soundfile.SoundFileError, OSError, AssertionError) as error:  # soundfile asserts that all was written
-        raise AudioError(
-            f"'{target}' could not be written: {str(error).rstrip('.') or 'the disk may be full'}."
-        ) from None
+        # libsndfile keeps no error number: of a full disk it says "System error".
+        full = shutil.disk_usage(target.parent).free < 2**20
+        reason = "the disk is full" if full else str(error).rstrip(".") or "the disk may be full"
+        raise AudioError(f"'{target}' could not be written: {reason}.") from None
 
 
 def _pcm(wave: Any, target: Path) -> np.ndarray:
@@ -303,6 +322,45 @@ def _check_whole(file: soundfile.SoundFile, name: str) -> None:
     for promised, there in ((int(a), int(b)) for a, b in noted):
         if there < 0.98 * promised and promised - there > 64 and promised < 2**31 - 2**16:
             raise AudioError(f"'{name}' is cut short: {promised} bytes are promised, but {there} are there.")
+
+
+def _check_ogg(raw: BinaryIO, name: str) -> None:
+    # libsndfile takes the end of a cut Ogg file for that of the sound. A last page that is not whole tells the two apart; one without
+    # the mark of the stream's end does not, since what is recorded from a live stream has none.
+    start = raw.tell()
+    if raw.read(4) == b"OggS":
+        size = raw.seek(0, os.SEEK_END)
+        raw.seek(max(start, size - 2 * _OGG_PAGE))
+        tail = raw.read()
+        page = tail[tail.rfind(b"OggS") :]
+        segments = page[26] if len(page) > 26 else 0
+        if len(page) < 27 + segments or len(page) < 27 + segments + sum(page[27 : 27 + segments]):
+            raise AudioError(f"'{name}' is cut short: its last Ogg page is not whole.")
+    raw.seek(start)
+
+
+def _mp3_tells_length(raw: BinaryIO) -> bool:
+    """Whether an mp3's first frame has the number of frames; without it libsndfile estimates from the size of that one."""
+    place = raw.tell()
+    raw.seek(0)
+    head = raw.read(10)
+    tag = 10 + sum(b << shift for b, shift in zip(head[6:], (21, 14, 7, 0))) if head[:3] == b"ID3" else 0
+    raw.seek(tag)
+    found = re.search(b"Xing|Info|VBRI", raw.read(2**11)) is not None
+    raw.seek(place)
+    return found
+
+
+def _check_estimate(raw: BinaryIO, is_part: bool, name: str) -> None:
+    # libsndfile stops at its estimate, wherever the file ends.
+    place = raw.tell()
+    size = raw.seek(0, os.SEEK_END)
+    raw.seek(place)
+    if not is_part and size - place > max(0.02 * size, 2**10):
+        raise AudioError(
+            f"'{name}' must tell its length, but is an mp3 of varying bit rate without it, of which libsndfile reads only a part; "
+            "`ffmpeg -i IN -c copy OUT.mp3` writes it."
+        )
 
 
 def _part(start: float | None, end: float | None, rate: int, frames: int, name: str) -> tuple[int, int]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
+import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -49,7 +52,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file that takes its place at `path` when the block ends, and leaves nothing where it fails.
 
-    On a local disk: written to `path`.tmp, synced, renamed. Object stores show an object only when its upload is complete.
+    On a local disk: written beside it (`temporary_name`), synced, renamed. Object stores show an object only when its upload is complete.
     """
     target = as_path(path)
     if is_url(target):
@@ -66,9 +69,9 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """`path`.tmp on a local disk, for those who write by name: synced and renamed when the block ends, as `atomic_writer`."""
+    """A temporary path on a local disk, for those who write by name: synced and renamed when the block ends, as `atomic_writer`."""
     target = Path(path)
-    temporary = target.with_name(target.name + ".tmp")
+    temporary = target.with_name(temporary_name(target.name))
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -78,6 +81,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def temporary_name(name: str) -> str:
+    """`name`.XXXXXXXX.tmp, of this process alone: two that write one file, perhaps on two machines, do not write into each other's."""
+    who = zlib.crc32(f"{platform.node()}/{os.getpid()}/{threading.get_ident()}".encode())
+    return f"{name}.{who:08x}.tmp"
+
+
+def final_name(name: str) -> str:
+    """Inverse of `temporary_name`; other names stay as they are."""
+    return re.sub(r"\.[0-9a-f]{8}\.tmp$", "", name)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -13,12 +13,20 @@ PACKAGES = ("jepa-tok", "torch", "fairseq2", "transformers", "numpy", "soxr", "s
 
 def commit() -> str | None:
     """The checkout's commit, with `-dirty` where tracked files differ from it; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    here = Path(__file__)
+    # An installed copy may lie in somebody else's checkout, which does not track it.
+    if _git("ls-files", "--error-unmatch", here.name, folder=here.parent) is None:
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*", folder=here.parent)
+
+
+def _git(*arguments: str, folder: Path) -> str | None:
+    """What git prints; None where that is nothing, where it fails and where there is no git."""
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def machine() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,6 +237,38 @@ def test_cut_files_are_refused(tmp_path, suffix):
     refused(cut)
 
 
+def test_cut_ogg_files_are_refused_wherever_they_end(tmp_path):
+    whole = tmp_path / "whole.ogg"
+    soundfile.write(whole, np.random.default_rng(0).normal(size=100_000) * 0.1, 24_000, format="OGG", subtype="OPUS")
+    content = whole.read_bytes()
+    assert len(load_audio(whole)) == len(load_audio(io.BytesIO(content + b"tag of another program"))) == 100_000
+    cut = tmp_path / "cut.ogg"
+    for size in (len(content) - 1, len(content) // 2, 300):
+        cut.write_bytes(content[:size])
+        assert refused(cut) == "is cut short: its last Ogg page is not whole."
+
+
+def without_length(path, wave, rate):
+    """An mp3 of varying bit rate whose first frame, which tells the number of frames, is gone."""
+    with soundfile.SoundFile(path, "w", rate, 1, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5) as file:
+        file.write(wave)
+    content = path.read_bytes()
+    first = content[:4]
+    path.write_bytes(content[content.index(first[:2], 4) :])
+
+
+def test_an_mp3_without_its_length_is_read_whole_or_refused(tmp_path):
+    noise = np.random.default_rng(0).normal(size=16_000 * 40) * np.repeat([1e-4, 0.2], 16_000 * 20)
+    path = tmp_path / "a.mp3"
+    without_length(path, noise, 16_000)  # estimated too long: all is read
+    assert soundfile.info(path).frames > 1.5 * len(noise)
+    assert abs(len(load_audio(path, 16_000)) - len(noise)) < 3000
+    without_length(path, noise[::-1], 16_000)  # too short: libsndfile would stop in the midst
+    assert soundfile.info(path).frames < 0.7 * len(noise)
+    assert "must tell its length" in refused(path)
+    assert len(load_audio(path, 16_000, start=1, end=3)) == 32_000
+
+
 @pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
 def test_no_permission(tmp_path):
     path = tmp_path / "a.wav"
@@ -274,10 +307,25 @@ def test_refused_writes(tmp_path):
         with pytest.raises(AudioError) as caught:
             save_audio(path, wave)
         assert str(caught.value).endswith(part)
+    with pytest.raises(AudioError, match="must keep its number of channels, but has 1, then 2"):
+        save_audio(tmp_path / "a.wav", iter([torch.zeros(5), torch.zeros(2, 5)]))
     (tmp_path / "folder.wav").mkdir()
     with pytest.raises(AudioError, match="could not be written"):
         save_audio(tmp_path / "folder.wav", sine())
     assert [p.name for p in tmp_path.iterdir()] == ["folder.wav"]
+
+
+def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
+    def write(*_):
+        raise soundfile.LibsndfileError(2)
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", write)
+    with pytest.raises(AudioError, match="could not be written: System error"):
+        save_audio(tmp_path / "a.wav", sine())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(AudioError, match="could not be written: the disk is full"):
+        save_audio(tmp_path / "a.wav", sine())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dtype", ["i2", "f4"])

@@ -14,6 +14,7 @@ import torch
 from jepa_tok import SpeechTokenizer, load_audio
 from jepa_tok.cli.main import VERBS
 from jepa_tok.corpus import read_metadata, read_shards
+from jepa_tok.files import temporary_name
 from tests.command_line import assert_error
 
 # Help and start -------------------------------------------------------------------------------------------------------
@@ -226,7 +227,7 @@ def test_errors_of_the_system_are_one_line(jepa_tok, monkeypatch):
 
 def test_errors_of_the_system_name_the_output_and_not_its_temporary_file(jepa_tok, monkeypatch):
     def full(args):
-        raise OSError(28, "No space left on device", "x.parquet.tmp")
+        raise OSError(28, "No space left on device", temporary_name("x.parquet"))
 
     monkeypatch.setattr("jepa_tok.cli.info.run", full)
     assert_error(jepa_tok("info", "tiny"), "x.parquet: No space left on device")

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from jepa_tok.errors import CorpusError
-from jepa_tok.files import as_path, atomic_writer, is_url, write_text
+from jepa_tok.files import as_path, atomic_path, atomic_writer, final_name, is_url, temporary_name, write_text
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,22 @@ def test_a_file_appears_whole_or_not_at_all(folder: str, tmp_path: Path) -> None
         raise RuntimeError
     assert (root / "a.txt").read_bytes().startswith(b"x\r\n")
     assert [p.name for p in root.iterdir()] == ["a.txt"]
+
+
+def test_writers_of_one_file_have_temporaries_of_their_own(tmp_path: Path) -> None:
+    names = []
+
+    def write() -> None:
+        with atomic_path(tmp_path / "a.txt") as temporary:
+            names.append(temporary.name)
+            temporary.write_text("a")
+
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("b")
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+        assert (tmp_path / "a.txt").read_text() == "a"
+    assert (tmp_path / "a.txt").read_text() == "b" and names != [temporary.name]
+    assert {final_name(name) for name in [*names, temporary.name, "a.txt"]} == {"a.txt"}
+    assert final_name(temporary_name("b.tmp")) == "b.tmp"

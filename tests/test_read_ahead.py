@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,6 +74,18 @@ def test_batches_do_not_depend_on_threads(tmp_path):
         assert sorted(i for i, _ in encode_utterances(rows, stub, 2.0, workers)) == list(range(60))
         calls.append(stub.calls)
     assert calls[0] == calls[1] and all(max(c) * len(c) <= 2 * RATE for c in calls[0])
+
+
+def test_commands_end_with_their_reader(tmp_path):
+    lines = [f"echo $$ > {tmp_path}/{i}; exec sleep 1000" for i in range(2)]
+    rows = [Utterance(str(i), line, part=audio_source.Command(line)) for i, line in enumerate(lines)]
+    with encode_module._Reader(rows, RATE, 2, 1.0) as reader:
+        while not all((tmp_path / f"{i}").exists() and (tmp_path / f"{i}").read_text() for i in range(2)):
+            threading.Event().wait(0.01)
+    assert not any(thread.is_alive() for thread in reader._threads)
+    for i in range(2):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / f"{i}").read_text()), 0)
 
 
 def test_large_parts_are_read_in_place(tmp_path, monkeypatch):

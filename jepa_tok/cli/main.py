@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from jepa_tok.errors import JepaTokError
+from jepa_tok.files import final_name
 
 VERBS = ("encode", "decode", "resynth", "tokenize", "export", "verify", "vocabulary", "info", "report", "eval")
 
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(e))
     except OSError as e:  # a full disk, a folder without permission
         # Output is written beside its place and then renamed: what the user named is the place.
-        name = f"{str(e.filename).removesuffix('.tmp')}: " if e.filename else ""
+        name = f"{final_name(str(e.filename))}: " if e.filename else ""
         return _fail(f"{name}{e.strerror or e}")
     finally:
         sys.unraisablehook = hook

@@ -15,7 +15,8 @@ import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from jepa_tok.corpus.utterance import Utterance, one_line
@@ -218,6 +219,19 @@ class _Window(io.RawIOBase):
         super().close()
 
 
+_running: dict[int | None, subprocess.Popen[bytes]] = {}
+"""Commands that run, by the thread that waits for each."""
+
+
+def end_commands(threads: Iterable[threading.Thread]) -> None:
+    """Ends the commands that these threads wait for: they run in sessions of their own, which Ctrl-C does not reach."""
+    for thread in threads:
+        process = _running.get(thread.ident)
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 def _run(line: str, name: str) -> BinaryIO:
     """What a command writes, in a temporary file; raises AudioError where it fails, is silent or takes too long."""
     with contextlib.ExitStack() as stack:
@@ -228,6 +242,7 @@ def _run(line: str, name: str) -> BinaryIO:
         process = subprocess.Popen(
             [*shell, "-c", line], stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
         )
+        _running[threading.get_ident()] = process
         try:
             status = process.wait(COMMAND_SECONDS)
         except BaseException as error:
@@ -236,6 +251,8 @@ def _run(line: str, name: str) -> BinaryIO:
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             raise AudioError(f"'{name}' must give audio within {COMMAND_SECONDS} s, but does not.") from None
+        finally:
+            del _running[threading.get_ident()]
         if status:
             err.seek(max(0, err.seek(0, os.SEEK_END) - 4096))
             said = " ".join(err.read().decode("utf-8", "replace").split())[-300:]

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jepa_tok.corpus.audio_source import open_audio
+from jepa_tok.corpus.audio_source import end_commands, open_audio
 from jepa_tok.corpus.utterance import Utterance
 from jepa_tok.errors import AudioError, CorpusError
 
@@ -124,6 +124,7 @@ class _Reader:
             self._closed = True
             self._changed.notify_all()
         # They end with their clip; a process that ends before them can crash in the libraries they are in.
+        end_commands(self._threads)
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(timeout=2.0)
@@ -159,7 +160,9 @@ class _Reader:
                 self._changed.notify_all()
 
     def _size(self, clip: Any) -> float:
-        return 0.0 if clip is None or isinstance(clip, BaseException) else len(clip) / self._rate
+        if clip is None:  # nothing is held, but to find out took as long as to read that much
+            return LONG
+        return 0.0 if isinstance(clip, BaseException) else len(clip) / self._rate
 
 
 def load_clip(u: Utterance, rate: int) -> Tensor | None:

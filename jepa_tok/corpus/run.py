@@ -147,8 +147,8 @@ class CorpusRun:
         if not is_url(self.out):
             busy = f"{self.out}: another process is tokenizing into this folder; wait for it or end it."
             self._lock = lock_folder(self.out, busy)
-        for pattern in ("tokens-*.parquet.tmp", f"{SKIPPED_FILE}.tmp", f"{CORPUS_FILE}.tmp"):
-            for left_over in self.out.glob(pattern):
+        for name in ("tokens-*.parquet", SKIPPED_FILE, CORPUS_FILE):
+            for left_over in self.out.glob(f"{name}.*.tmp"):
                 left_over.unlink()
         if overwrite:
             shards = [*self.out.glob("tokens-*.parquet"), *self.out.glob("tokens-*.parquet.damaged")]
