@@ -1,4 +1,4 @@
-"""What is said? A linear CTC head over the token stream, scored by word and character error rates.
+"""What is said? A CTC head over the token stream, scored by word and character error rates.
 
 N utterances   T frames   V labels, the blank among them
 """
@@ -11,12 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from probes import ctc, splits
+from probes import ctc, decoding, intervals, splits
 from probes.data import ProbeData, ProbeError, labelled
-from probes.inputs import Missing, Source, progress
+from probes.decoding import Search
+from probes.inputs import Missing, Source, each, progress
 from probes.results import Outcome, Row
 from probes.splits import Split
-from probes.text import NORMALISATION, Characters, SentencePieces, Units, error_rates, normalise
+from probes.text import NORMALISATION, Characters, SentencePieces, Units, edits, error_rates, normalise
+
+Choice = tuple[float, float, Search]
+"""Learning rate, weight decay and search that did best on dev."""
+
+
+SHUFFLED = (
+    "the first input with transcripts permuted within train and dev, among clips of like length; true ones in test"
+)
 
 
 def prepare(data: ProbeData, *, column: str) -> ProbeData:
@@ -70,82 +79,102 @@ def run(
     seeds: Sequence[int],
     *,
     column: str,
-    speaker_column: str,
-    split_column: str | None,
-    units: str,
-    spm_size: int,
-    context: int,
-    epochs: int,
-    device: str,
+    speaker_column: str = "speaker",
+    split_column: str | None = None,
+    units: str = "char",
+    spm_size: int = 128,
+    head: str = "linear",
+    decoder: str = "greedy",
+    lm: str | None = None,
+    context: int = 1,
+    epochs: int = 15,
+    device: str = "cpu",
 ) -> Outcome:
     """Trains and scores every input for every seed; `data` comes from `prepare`.
 
-    For each input the grid is tried with the first seed and its best pair used for all seeds; shuffled labels get the pair
-    of the tokens. Raises ProbeError where
-    labels or splits do not allow it.
+    For each input the grids are tried with the first seed and their best used for all seeds; shuffled labels get the choice
+    of the first input. Raises ProbeError where labels or splits do not allow it, or what beam search needs is missing.
     """
+    decoding.check(decoder, lm)
     texts = [normalise(str(v)) for v in data.values(column)]
+    owners, by = splits.owners(data, speaker_column if data.has(speaker_column) else None)
     plans = [(seed, make_split(data, split_column, speaker_column, seed)) for seed in seeds]
+    recordings = splits.recordings(data)
+    for _, split in plans:
+        splits.check_parts(split, recordings)
     settings: dict[str, Any] = {
         "label_column": column,
         "normalisation": NORMALISATION,
         "units": units,
+        "head": head,
         "positions_per_second": data.meta.frame_rate * data.meta.num_groups,
         "context_frames": context,
         "epochs": epochs,
-        "grid_lr_weight_decay": [list(pair) for pair in ctc.GRID],
-        "decoding": "greedy, no language model",
+        "grid_lr_weight_decay": [list(pair) for pair in ctc.GRIDS[head]],
+        "decoding": decoder if decoder == "greedy" else f"beam search, language model: {lm or 'none'}",
     }
+
+    def score(row: Row, split: Split, guess: Sequence[str]) -> None:
+        own = edits([texts[i] for i in split.test], guess)
+        names = [owners[i] for i in split.test]
+        row.add(
+            wer=intervals.ratio(names, own.words, own.length_words, by),
+            cer=intervals.ratio(names, own.characters, own.length_characters, by),
+        )
+
     rows: list[Row] = []
     examples: list[dict[str, str]] = []
-    chosen: dict[str, tuple[float, float]] = {}
+    chosen: dict[str, Choice] = {}
     unfit = 0
-    jobs = [(source, source.name) for source in inputs]
-    for source, name in [*jobs, (inputs[0], "shuffled")]:
-        if isinstance(source, Missing):
-            rows.append(Row(name, note=source.reason, available=False))
-            continue
-        row = Row(name, note=source.note)
-        if name == "shuffled":
-            row.note = (
-                "tokens with transcripts permuted within train and dev, among clips of like length; true ones in test"
-            )
-        elif name == "logmel":
-            row.note = "20 ms log-mels of the same frames through the same head"
-        pair = None
-        for seed, split in progress(plans, f"asr, {name}"):
-            own = shuffled(texts, data, split, seed) if name == "shuffled" else texts
+    first = inputs[0].name
+    for source, row, shuffle in each(inputs, rows, SHUFFLED):
+        choice = chosen[first] if shuffle else None
+        for seed, split in progress(plans, f"asr, {row.input}"):
+            own = shuffled(texts, data, split, seed) if shuffle else texts
             known = _units(units, [own[i] for i in split.train], spm_size)
             frames, expand = source.frames(seed)
             clips = ctc.Clips(frames, expand, [[u + 1 for u in known.encode(t)] for t in own], data.meta.num_groups)
             _check_fit(clips, split)
-            if name == "tokens" and seed == seeds[0]:
+            options = {
+                "kind": head,
+                "size": known.size + 1,
+                "context": context,
+                "epochs": epochs,
+                "seed": seed,
+                "device": device,
+            }
+            if choice is None:
+                choice, model = _tune(clips, split, own, known, decoding.searches(decoder, lm), lm, options)
+            else:
+                model, _ = ctc.train(clips, split.train, split.dev, lr=choice[0], decay=choice[1], **options)
+            chosen[row.input] = choice
+            decode = decoding.make_decoder(known, choice[2], lm)
+            guess = [decode(x) for x in ctc.emissions(model, clips, split.test, device)]
+            score(row, split, guess)
+            if row.input == first and seed == seeds[0]:
                 unfit = sum(not clips.fits(int(i)) for i in split.train)
                 settings["labels"] = known.size + 1
-            options = {"size": known.size + 1, "context": context, "epochs": epochs, "seed": seed, "device": device}
-            if name == "shuffled":
-                pair = chosen["tokens"]
-            if pair is None:
-                pair, head = _tune(clips, split, own, known, options)
-            else:
-                head, _ = ctc.train(clips, split.train, split.dev, lr=pair[0], decay=pair[1], **options)
-            chosen[name] = pair
-            guess = [known.decode([u - 1 for u in path]) for path in ctc.transcribe(head, clips, split.test, device)]
-            for metric, value in error_rates([texts[i] for i in split.test], guess).items():
-                row.metrics.setdefault(metric, []).append(value)
-            if name == "tokens" and seed == seeds[0]:
                 examples = [{"id": data.ids[i], "truth": texts[i], "guess": g} for i, g in zip(split.test[:5], guess)]
-        rows.append(row)
-    settings["chosen"] = {name: list(pair) for name, pair in chosen.items()}
+    settings["chosen"] = {
+        name: {"lr": lr, "weight_decay": decay, "beam": search.width, "lm_weight": search.lm_weight}
+        for name, (lr, decay, search) in chosen.items()
+    }
     settings["examples"] = examples
-    rows += _baselines(texts, plans)
+    chance = Row("chance", note="a transcript drawn from the training part for each clip")
+    majority = Row(
+        "majority", note="always the training part's most frequent transcript; saying nothing at all scores 1.000"
+    )
+    for seed, split in plans:
+        drawn = np.random.default_rng([seed, 7]).choice(split.train, len(split.test))
+        score(chance, split, [texts[int(i)] for i in drawn])
+        score(majority, split, [Counter(texts[i] for i in split.train).most_common(1)[0][0]] * len(split.test))
     return Outcome(
         task="asr",
-        rows=rows,
+        rows=[*rows, chance, majority],
         better={"wer": "lower", "cer": "lower"},
         splits=_describe(data, texts, plans[0][1], speaker_column),
         settings=settings,
-        notes=_notes(texts, plans[0][1], unfit),
+        notes=_notes(texts, plans[0][1], unfit, settings["decoding"]),
     )
 
 
@@ -163,33 +192,32 @@ def _check_fit(clips: ctc.Clips, split: Split) -> None:
 
 
 def _tune(
-    clips: ctc.Clips, split: Split, texts: Sequence[str], units: Units, options: dict[str, Any]
-) -> tuple[tuple[float, float], ctc.SlotHead]:
-    """The pair of the grid with the least character error rate on dev (the least loss, where those are equal)."""
-    found = []
-    for lr, decay in ctc.GRID:
+    clips: ctc.Clips,
+    split: Split,
+    texts: Sequence[str],
+    units: Units,
+    searches: Sequence[Search],
+    lm: str | None,
+    options: dict[str, Any],
+) -> tuple[Choice, ctc.Head]:
+    """The choice with the least character error rate on dev (the least loss, where those are equal), and its head.
+
+    Heads are compared greedily, then searches with the best head.
+    """
+    truth = [texts[i] for i in split.dev]
+
+    def rate(found: Sequence[Any], search: Search) -> float:
+        decode = decoding.make_decoder(units, search, lm)
+        return error_rates(truth, [decode(x) for x in found])["cer"]
+
+    heads = []
+    for lr, decay in ctc.GRIDS[options["kind"]]:
         head, loss = ctc.train(clips, split.train, split.dev, lr=lr, decay=decay, **options)
-        paths = ctc.transcribe(head, clips, split.dev, options["device"])
-        rates = error_rates([texts[i] for i in split.dev], [units.decode([u - 1 for u in p]) for p in paths])
-        found.append(((rates["cer"], loss), (lr, decay), head))
-    _, pair, head = min(found, key=lambda f: f[0])
-    return pair, head
-
-
-def _baselines(texts: Sequence[str], plans: Sequence[tuple[int, Split]]) -> list[Row]:
-    chance = Row("chance", note="a transcript drawn from the training part for each clip")
-    majority = Row(
-        "majority", note="always the training part's most frequent transcript; saying nothing at all scores 1.000"
-    )
-    for seed, split in plans:
-        rng = np.random.default_rng([seed, 7])
-        truth = [texts[i] for i in split.test]
-        drawn = [texts[int(i)] for i in rng.choice(split.train, len(truth))]
-        most = Counter(texts[i] for i in split.train).most_common(1)[0][0]
-        for row, guess in ((chance, drawn), (majority, [most] * len(truth))):
-            for metric, value in error_rates(truth, guess).items():
-                row.metrics.setdefault(metric, []).append(value)
-    return [chance, majority]
+        found = ctc.emissions(head, clips, split.dev, options["device"])
+        heads.append(((rate(found, Search()), loss), (lr, decay), head, found))
+    _, (lr, decay), head, found = min(heads, key=lambda h: h[0])
+    search = min(searches, key=lambda s: rate(found, s)) if len(searches) > 1 else searches[0]
+    return (lr, decay, search), head
 
 
 def _describe(data: ProbeData, texts: Sequence[str], split: Split, speaker_column: str) -> dict[str, Any]:
@@ -206,10 +234,10 @@ def _describe(data: ProbeData, texts: Sequence[str], split: Split, speaker_colum
     return out
 
 
-def _notes(texts: Sequence[str], split: Split, unfit: int) -> list[str]:
+def _notes(texts: Sequence[str], split: Split, unfit: int, how: str) -> list[str]:
     known = {texts[i] for i in split.train}
     seen = sum(texts[i] in known for i in split.test)
-    notes = [f"text: {NORMALISATION}; greedy decoding without a language model"]
+    notes = [f"text: {NORMALISATION}; decoding: {how}"]
     if seen:
         notes.append(f"{seen} of {len(split.test)} test transcripts also occur in train: the error rates flatter")
     if unfit:

@@ -29,7 +29,19 @@ _PREPARE = {
     "classify": ["column", "speaker_column", "rare"],
 }
 _RUN = {
-    "asr": ["column", "speaker_column", "split_column", "units", "spm_size", "context", "epochs", "device"],
+    "asr": [
+        "column",
+        "speaker_column",
+        "split_column",
+        "units",
+        "spm_size",
+        "head",
+        "decoder",
+        "lm",
+        "context",
+        "epochs",
+        "device",
+    ],
     "speaker": ["column", "split_column", "verification_column", "trials_file"],
     "emotion": _CLASSIFY,
     "classify": _CLASSIFY,
@@ -53,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     )
     tasks = top.add_subparsers(dest="task", required=True, metavar="asr|speaker|emotion|classify|run")
     about = {
-        "asr": "word and character error rates of a linear CTC head at 47.5 positions a second",
+        "asr": "word and character error rates of a CTC head at 47.5 positions a second",
         "speaker": "closed-set identification accuracy, and verification EER and minDCF",
         "emotion": "unweighted average recall and macro F1 on speakers that were not trained on",
         "classify": "the same of any column: gender, language, keyword, sound event",
@@ -146,6 +158,18 @@ def parser() -> argparse.ArgumentParser:
                 default=1,
                 metavar="N",
                 help="neighbouring frames the head sees on each side; default: 1",
+            )
+            p.add_argument(
+                "--head",
+                choices=("linear", "bilstm"),
+                default="linear",
+                help="one projection, or two LSTM layers as in DASB; default: linear",
+            )
+            p.add_argument(
+                "--decoder", choices=("greedy", "beam"), default="greedy", help="beam: its width is tuned on dev"
+            )
+            p.add_argument(
+                "--lm", metavar="FILE", help="ARPA n-gram for the beam, over words or units; its weight is tuned on dev"
             )
             p.add_argument("--epochs", type=_positive, default=15, metavar="N", help="default: 15")
             p.add_argument("--device", default="cpu", help="torch device; default: cpu")

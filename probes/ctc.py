@@ -1,4 +1,5 @@
-"""The linear CTC head of the ASR probe: one matrix from the digits of a frame and its neighbours to every slot's labels.
+"""The CTC heads of the ASR probe: `linear`, one matrix from the digits of a frame and its neighbours to every slot's labels, and
+`bilstm` over the slots.
 
     B clips   T frames   F features of a frame   G slots of a frame   V labels, the blank among them   P = T * G positions
 
@@ -10,7 +11,14 @@ therefore has G slots in a row, as many as it has tokens: 47.5 positions a secon
 with x the one-hot digits of a frame: every slot sees all digits, and has weights of its own since it stands for its own
 part of the frame. W_g times one-hot digits is the sum of a label embedding for each digit, and b_g embeds the position in
 the frame; nothing in it is non-linear. (A head in which slot g saw token g alone would mistake the order of the packed
-groups for an order in time: all 19 tokens of a frame describe the same 400 ms.) Inputs are centred and scaled by constants of
+groups for an order in time: all 19 tokens of a frame describe the same 400 ms.)
+
+`bilstm` gives each slot the sum of a label-free embedding of its frame's digits and one of its place in the frame, and runs two
+bidirectional LSTM layers over all slots. SpeechBrain's DASB (arXiv:2406.14294) has such a head for ASR; differences: there a layer has
+1024 units a direction, here LSTM_UNITS, for less data; there an attention over the codebooks weighs their embeddings, here they
+are added; there is a position a frame, here `slots` a frame, since ours are long; AdamW's rate falls by a cosine, not on plateaus.
+
+Inputs are centred and scaled by constants of
 the training part, an affine map that changes nothing of this.
 """
 
@@ -31,24 +39,42 @@ Rows = Sequence[int] | np.ndarray
 
 BLANK = 0
 
-GRID: tuple[tuple[float, float], ...] = ((0.01, 0.3), (0.05, 0.3))
-"""(learning rate, weight decay) pairs that are tried; the one with the least character error rate on dev is kept."""
+GRIDS: dict[str, tuple[tuple[float, float], ...]] = {
+    "linear": ((0.01, 0.3), (0.05, 0.3)),
+    "bilstm": ((0.001, 0.01), (0.003, 0.01)),
+}
+"""(learning rate, weight decay) pairs that are tried for each head; the one with the least character error rate on dev is kept."""
+
+LSTM_UNITS, LSTM_LAYERS, LSTM_DROPOUT = 256, 2, 0.2
 
 UPDATES = 50  # an epoch aims at this many batches, so that a small corpus is not trained on too few
 LEAST_FRAMES, MOST_FRAMES = 20, 160  # of a batch, padding counted: 8 to 64 s
 MIN_SCALE = 0.05  # features that vary less than this are not blown up
 
 
-class SlotHead(nn.Module):
-    """Frames [B, T, F] -> log-probabilities [P, B, V], linear before the softmax."""
+class Head(nn.Module):
+    """Frames [B, T, F] -> log-probabilities [P, B, V]; what the heads share."""
 
-    def __init__(self, mean: Tensor, scale: Tensor, slots: int, labels: int, context: int, seed: int) -> None:
+    def __init__(self, mean: Tensor, scale: Tensor, slots: int) -> None:
         super().__init__()
-        self.slots, self.labels, self.context = slots, labels, context
+        self.slots = slots
         self.mean: Tensor
         self.scale: Tensor
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
+
+    def scaled(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Frames centred and scaled; those outside a clip count as the mean frame."""
+        inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # [B, T]
+        return (x - self.mean) * self.scale * inside[..., None]
+
+
+class SlotHead(Head):
+    """The head `linear`: linear before the softmax."""
+
+    def __init__(self, mean: Tensor, scale: Tensor, slots: int, labels: int, context: int, seed: int) -> None:
+        super().__init__(mean, scale, slots)
+        self.labels, self.context = labels, context
         self.map = nn.Linear((2 * context + 1) * len(mean), slots * labels)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -56,13 +82,47 @@ class SlotHead(nn.Module):
             self.map.bias.zero_()
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x [B, T, F], frames in each clip [B] -> [T * G, B, V]; frames outside a clip count as the mean frame."""
-        inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # [B, T]
-        x = (x - self.mean) * self.scale * inside[..., None]
-        padded = F.pad(x, (0, 0, self.context, self.context))
+        """x [B, T, F], frames in each clip [B] -> [T * G, B, V]"""
+        padded = F.pad(self.scaled(x, lengths), (0, 0, self.context, self.context))
         x = torch.cat([padded[:, i : i + x.shape[1]] for i in range(2 * self.context + 1)], dim=-1)
         logits = self.map(x).unflatten(-1, (self.slots, self.labels)).flatten(1, 2)  # [B, T * G, V]
         return logits.log_softmax(-1).transpose(0, 1)
+
+
+class LSTMHead(Head):
+    """The head `bilstm`."""
+
+    def __init__(self, mean: Tensor, scale: Tensor, slots: int, labels: int, seed: int) -> None:
+        super().__init__(mean, scale, slots)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            # The scale leaves a frame a length of one; LSTMs start best from units of about one.
+            self.embed = nn.Linear(len(mean), LSTM_UNITS)
+            nn.init.normal_(self.embed.weight)
+            self.place = nn.Parameter(torch.randn(slots, LSTM_UNITS))
+            self.lstm = nn.LSTM(
+                LSTM_UNITS, LSTM_UNITS, LSTM_LAYERS, batch_first=True, bidirectional=True, dropout=LSTM_DROPOUT
+            )
+            self.dropout = nn.Dropout(LSTM_DROPOUT)
+            self.map = nn.Linear(2 * LSTM_UNITS, labels)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x [B, T, F], frames in each clip [B] -> [T * G, B, V]; padding changes nothing."""
+        x = self.dropout(self.embed(self.scaled(x, lengths)))[:, :, None] + self.place  # [B, T, G, E]
+        steps = nn.utils.rnn.pack_padded_sequence(
+            x.flatten(1, 2), lengths.cpu() * self.slots, batch_first=True, enforce_sorted=False
+        )
+        y, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(steps)[0], batch_first=True)
+        return self.map(self.dropout(y)).log_softmax(-1).transpose(0, 1)
+
+
+def make_head(
+    kind: str, mean: Tensor, scale: Tensor, *, slots: int, labels: int, context: int, seed: int
+) -> SlotHead | LSTMHead:
+    """A head of GRIDS with first weights by `seed`; `context` is the linear head's."""
+    if kind == "bilstm":
+        return LSTMHead(mean, scale, slots, labels, seed)
+    return SlotHead(mean, scale, slots, labels, context, seed)
 
 
 @dataclass
@@ -113,6 +173,7 @@ def train(
     train_rows: Rows,
     dev_rows: Rows,
     *,
+    kind: str = "linear",
     size: int,
     context: int,
     epochs: int,
@@ -120,14 +181,14 @@ def train(
     decay: float,
     seed: int,
     device: str,
-) -> tuple[SlotHead, float]:
+) -> tuple[Head, float]:
     """Trains a head by AdamW with a falling rate; returns the epoch's weights with the least CTC loss on dev, and that loss.
 
     `size` is V. The order of the batches and the first weights come from `seed`.
     """
     rows = [int(i) for i in train_rows if clips.fits(int(i))]
     checks = [int(i) for i in dev_rows if clips.fits(int(i))]
-    head = SlotHead(*moments(clips, rows), clips.slots, size, context, seed).to(device)
+    head = make_head(kind, *moments(clips, rows), slots=clips.slots, labels=size, context=context, seed=seed).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=decay)
     share = sum(len(clips.frames[i]) for i in rows) // UPDATES
     batches = clips.batches(rows, min(max(share, LEAST_FRAMES), MOST_FRAMES))
@@ -152,7 +213,7 @@ def train(
     return head, best
 
 
-def ctc_loss(head: SlotHead, clips: Clips, rows: Rows, device: str) -> Tensor:
+def ctc_loss(head: Head, clips: Clips, rows: Rows, device: str) -> Tensor:
     """Sum over `rows` of each clip's CTC loss divided by its number of labels."""
     x, lengths = clips.batch(rows)
     target = torch.tensor([u for i in rows for u in clips.labels[i]])
@@ -165,7 +226,7 @@ def ctc_loss(head: SlotHead, clips: Clips, rows: Rows, device: str) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(head: SlotHead, clips: Clips, rows: Rows, device: str) -> float:
+def evaluate(head: Head, clips: Clips, rows: Rows, device: str) -> float:
     """Mean CTC loss per label of `rows`."""
     head.eval()
     total = sum(float(ctc_loss(head, clips, batch, device)) for batch in clips.batches(rows))
@@ -173,15 +234,15 @@ def evaluate(head: SlotHead, clips: Clips, rows: Rows, device: str) -> float:
 
 
 @torch.no_grad()
-def transcribe(head: SlotHead, clips: Clips, rows: Rows, device: str) -> list[list[int]]:
-    """Greedy labels of each of `rows`, in their order: the best at each position, repeats merged, blanks dropped."""
+def emissions(head: Head, clips: Clips, rows: Rows, device: str) -> list[Tensor]:
+    """Log-probabilities [P, V] of each of `rows`, in their order, on the CPU."""
     head.eval()
-    found: dict[int, list[int]] = {}
+    found: dict[int, Tensor] = {}
     for batch in clips.batches(rows):
         x, lengths = clips.batch(batch)
-        best = head(x.to(device), lengths.to(device)).argmax(-1).T.cpu()  # [B, P]
-        for i, path, frames in zip(batch, best, lengths.tolist()):
-            found[i] = collapse(path[: frames * clips.slots].tolist())
+        log_probs = head(x.to(device), lengths.to(device)).transpose(0, 1).cpu()  # [B, P, V]
+        for i, own, frames in zip(batch, log_probs, lengths.tolist()):
+            found[i] = own[: frames * clips.slots].clone()
     return [found[int(i)] for i in rows]
 
 

@@ -203,7 +203,7 @@ def sources(
     if unreachable:
         out.append(Missing("logmel", f"not available: {unreachable}"))
     else:
-        note = "without transitions" if transitions else ""
+        note = "20 ms log-mels of the same frames" + ("; without transitions" if transitions else "")
         out.append(Mels(lambda i, filters: _mels(data, i, filters), len(data), note=note))
     return out
 

@@ -9,7 +9,10 @@ import io
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from probes.data import ProbeError
 
@@ -27,6 +30,8 @@ class Units(Protocol):
     """Maps normalised text to unit numbers 0..size-1 and back."""
 
     size: int
+    names: list[str]
+    """What each unit is written as."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -39,6 +44,7 @@ class Characters:
     def __init__(self, texts: Sequence[str]) -> None:
         self.alphabet = sorted(set("".join(texts)))
         self.size = len(self.alphabet)
+        self.names = self.alphabet
         self._number = {c: i for i, c in enumerate(self.alphabet)}
 
     def encode(self, text: str) -> list[int]:
@@ -80,6 +86,7 @@ class SentencePieces:
             ) from None
         self._model = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
         self.size = self._model.vocab_size()
+        self.names = [self._model.id_to_piece(i) for i in range(self.size)]
 
     def encode(self, text: str) -> list[int]:
         """Unit numbers of `text`."""
@@ -90,11 +97,43 @@ class SentencePieces:
         return " ".join(self._model.decode([int(u) for u in units if u != self._model.unk_id()]).split())
 
 
-def error_rates(truth: Sequence[str], guess: Sequence[str]) -> dict[str, float]:
-    """`wer` and `cer` over all utterances together (jiwer): edits divided by words, or characters, of `truth`.
+@dataclass(frozen=True)
+class Edits:
+    """Edits and length of each utterance: int64 [N] each."""
 
-    Both sides are normalised already; an empty guess counts as deletions.
+    words: np.ndarray
+    length_words: np.ndarray
+    characters: np.ndarray
+    length_characters: np.ndarray
+
+    def rates(self) -> dict[str, float]:
+        """`wer` and `cer` over all utterances together."""
+        return {
+            "wer": float(self.words.sum() / self.length_words.sum()),
+            "cer": float(self.characters.sum() / self.length_characters.sum()),
+        }
+
+
+def edits(truth: Sequence[str], guess: Sequence[str]) -> Edits:
+    """Substitutions, deletions and insertions of words and of characters (jiwer), beside the length of `truth`.
+
+    Both sides are normalised already, and no truth is empty; an empty guess counts as deletions.
     """
     import jiwer
 
-    return {"wer": float(jiwer.wer(list(truth), list(guess))), "cer": float(jiwer.cer(list(truth), list(guess)))}
+    rows = []
+    for t, g in zip(truth, guess, strict=True):
+        w, c = jiwer.process_words(t, g), jiwer.process_characters(t, g)
+        rows.append(
+            [
+                x
+                for o in (w, c)
+                for x in (o.substitutions + o.deletions + o.insertions, o.hits + o.substitutions + o.deletions)
+            ]
+        )
+    return Edits(*np.array(rows, dtype=np.int64).reshape(-1, 4).T)
+
+
+def error_rates(truth: Sequence[str], guess: Sequence[str]) -> dict[str, float]:
+    """`wer` and `cer` over all utterances together: edits divided by words, or characters, of `truth`."""
+    return edits(truth, guess).rates()

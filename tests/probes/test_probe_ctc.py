@@ -120,7 +120,7 @@ def spelled(write_shards: Any, tmp_path: Path) -> Path:
 def test_planted_alphabet_is_learnt(
     units: str, epochs: int, spelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ctc, "GRID", ((0.05, 0.3),))
+    monkeypatch.setattr(ctc, "GRIDS", {"linear": ((0.05, 0.3),)})
     out = tmp_path / "out"
     argv = [
         "asr",

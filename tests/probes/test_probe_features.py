@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from probes import features, linear
 from probes.features import mel_frames, one_hot, pool_codes, pool_mels, values_of
 from probes.inputs import subframes_of
 
@@ -68,3 +70,33 @@ def test_subframes_divide_the_hop() -> None:
     assert subframes_of(1920, 24_000) == 4
     for hop in (1, 7, 1000, 4799):
         assert hop % subframes_of(hop, 24_000) == 0
+
+
+@pytest.mark.parametrize("transitions", [False, True])
+def test_large_histograms_are_sparse_and_the_same(transitions: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    clips = [draw.integers(0, RADICES, (n, 3)).astype(np.uint16) for n in (1, 5, 9)]
+    dense = features.pool_all(clips, RADICES, transitions=transitions)
+    assert isinstance(dense, np.ndarray)
+    monkeypatch.setattr(features, "DENSE_LEVELS", 8)
+    thin = features.pool_all(clips, RADICES, transitions=transitions)
+    assert not isinstance(thin, np.ndarray) and thin.dtype == np.float32
+    columns = [*range(9), *range(15, dense.shape[1]), *range(9, 15)] if transitions else range(15)
+    assert np.allclose(thin.toarray(), dense[:, list(columns)], atol=1e-6)  # moments stand last in it
+
+
+def test_codebooks_are_pooled_by_what_they_stand_for() -> None:
+    book = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    codes = np.array([[0], [3], [3]], dtype=np.uint16)
+    pooled = pool_codes(codes, (4,), values=lambda c: book[c[:, 0]])
+    assert np.allclose(pooled, [1 / 3, 0, 0, 2 / 3, *book[[0, 3, 3]].mean(0), *book[[0, 3, 3]].std(0)], atol=1e-6)
+
+
+def test_logistic_regression_reads_sparse_histograms() -> None:
+    draw = np.random.default_rng(1)
+    labels = ["ab"[k % 2] for k in range(90)]
+    clips = [np.where(draw.random((12, 2)) < 0.5, k % 2, draw.integers(0, 1024, (12, 2))) for k in range(90)]
+    x = features.pool_all([c.astype(np.uint16) for c in clips], (1024, 1024))
+    assert not isinstance(x, np.ndarray) and x.nnz < 0.05 * x.shape[0] * x.shape[1]
+    head = linear.fit(x, labels, np.arange(40), np.arange(40, 60), linear.accuracy)
+    assert linear.accuracy(labels[60:], head.model.predict(x[60:]).tolist()) > 0.9

@@ -82,3 +82,28 @@ def test_classes_are_checked() -> None:
         splits.check_classes(["a", "a"], "emotion")
     with pytest.raises(ProbeError, match="the first is 'b' with 1"):
         splits.check_classes(["a", "a", "b"], "emotion")
+
+
+def test_folds_over_utterances_have_like_classes() -> None:
+    labels = ["a"] * 20 + ["b"] * 10
+    folds = splits.utterance_folds(labels, 5, 0)
+    assert sorted(np.concatenate(folds).tolist()) == list(range(30))
+    assert all(Counter(labels[i] for i in fold) == {"a": 4, "b": 2} for fold in folds)
+
+
+def test_labels_that_name_the_utterance_are_refused() -> None:
+    with pytest.raises(ProbeError, match="`word` must be a label, but equals the id of each utterance"):
+        splits.check_labels(["u1", "u2", "u3"], ["u1", "u2", "u3"], "word")
+    splits.check_labels(["u1", "u2", "u2"], ["u1", "u2", "u3"], "word")
+
+
+def test_parts_that_share_audio_are_refused() -> None:
+    split = splits.Split(np.array([0, 1]), np.array([2]), np.array([3]), "by column `split`")
+    whole = ("a.wav", None, None)
+    splits.check_parts(split, [whole, whole, ("b.wav", None, None), ("c.wav", None, None)])
+    splits.check_parts(split, [None] * 4)
+    splits.check_parts(split, [("a.wav", 0.0, 1.0), None, None, ("a.wav", 1.0, 2.0)])  # other segments of one file
+    with pytest.raises(ProbeError, match=r"train and test both have .*a.wav"):
+        splits.check_parts(split, [whole, None, None, whole])
+    with pytest.raises(ProbeError, match="train and dev both have utterance number 1"):
+        splits.check_parts(splits.Split(np.array([0, 1]), np.array([1]), np.array([3]), ""), [None] * 4)

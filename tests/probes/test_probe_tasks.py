@@ -124,6 +124,15 @@ def test_given_splits_are_used(tmp_path: Path, write_shards: Any, planted: Any) 
         (["speaker", "--seeds", "1", "1"], "`--seeds` must be different numbers"),
         (["speaker", "--labels", "absent.jsonl"], "no such file"),
         (["asr"], "The label column `text`"),
+        (["classify", "--column", "id_again"], "must be a label, but equals the id"),
+        (["classify", "--column", "one"], "at least 2 classes, but has 1"),
+        (["classify", "--column", "emotion", "--fold-column", "split"], "at least 3 folds"),
+        (
+            ["classify", "--column", "emotion", "--split-column", "split_utt", "--group", "speaker"],
+            "must not share speakers",
+        ),
+        (["speaker", "--trials", "absent.tsv"], "`--trials` must be a file of text"),
+        (["asr", "--label-column", "emotion", "--lm", "a.arpa"], "`--lm` must go with `--decoder beam`"),
     ],
 )
 def test_what_must_not_be_is_refused_in_one_line(
@@ -134,6 +143,7 @@ def test_what_must_not_be_is_refused_in_one_line(
         row["split"] = "train" if row["speaker"] < "s04" else "test"
         row["split_utt"] = "train" if i % 3 else "test"
         row["one"] = "same"
+        row["id_again"] = list(info)[i]
         row["rare"] = "first" if i == 0 else "other"
     tokens = write_shards(tmp_path / "tokens", codes, info)
     assert main([*argv, "--tokens", str(tokens), "--out", str(tmp_path / "out")]) == 2
@@ -240,3 +250,42 @@ def test_controls_from_audio(tmp_path: Path, write_shards: Any) -> None:
     found = _run("speaker", "--tokens", tokens, "--labels", labels, "--out", tmp_path / "out", "--seeds", 0)
     row = next(r for r in found["rows"] if r["input"] == "logmel")
     assert not row["available"] and "audio of 1 of 18 utterances is not at its path (the first is 'u3')" in row["note"]
+
+
+def test_any_column_is_classified_over_utterances_or_given_folds(
+    tmp_path: Path, write_shards: Any, planted: Any
+) -> None:
+    codes, info = planted(6, 9)
+    for i, row in enumerate(info.values()):
+        row["sound"], row["fold"] = row.pop("emotion"), i % 4
+        del row["speaker"]
+    tokens = write_shards(tmp_path / "tokens", codes, info)
+    argv = ["classify", "--tokens", tokens, "--column", "sound", "--seeds", 0]
+    found = _run(*argv, "--out", tmp_path / "a", "--folds", 3)
+    check_shape(found, 1)
+    assert "folds over utterances" in found["splits"]["parts"] and found["splits"]["utterances"] == 54
+    assert _mean(found, "tokens", "uar") > 0.8 and _mean(found, "shuffled", "uar") < 0.55
+    assert found["rows"][0]["metrics"]["uar"]["by"] == "utterance"
+    found = _run(*argv, "--out", tmp_path / "b", "--fold-column", "fold")
+    assert "folds of column `fold`" in found["splits"]["parts"] and "4 in all" in found["splits"]["parts"]
+    assert _mean(found, "tokens", "accuracy") > 0.8
+
+
+def test_trials_are_written_and_taken_back(tmp_path: Path, write_shards: Any, planted: Any, capsys: Any) -> None:
+    codes, info = planted(10, 6)
+    for row in info.values():
+        row["split"] = "train" if row["speaker"] < "s05" else "test"
+    tokens = write_shards(tmp_path / "tokens", codes, info)
+    argv = ["speaker", "--tokens", tokens, "--seeds", 0]
+    first = _run(*argv, "--out", tmp_path / "a")
+    written = (tmp_path / "a" / "trials.tsv").read_text()
+    assert written.startswith("enroll\ttest\ttarget\n") and len(written.splitlines()) == 1 + 30 * 29 // 2
+    again = _run(*argv, "--out", tmp_path / "b", "--trials", tmp_path / "a" / "trials.tsv")
+    eer = [next(r for r in f["rows"] if r["input"] == "tokens")["metrics"]["eer_cosine"] for f in (first, again)]
+    assert eer[0] == eer[1] and (tmp_path / "b" / "trials.tsv").read_text() == written
+    own = tmp_path / "own.tsv"
+    own.write_text("s00-00\ts00-01\t1\ns00-00\ts06-01\t0\n")
+    argv = [*map(str, argv), "--out", str(tmp_path / "c"), "--trials", str(own)]
+    assert main([*argv, "--verification-column", "split"]) == 2
+    assert "must not be of speakers that are trained on, but 1 are" in capsys.readouterr().err
+    assert main(argv) == 0  # without the column all others are trained on
