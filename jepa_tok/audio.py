@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ import soxr
 import torch
 from torch import Tensor
 
+from jepa_tok.containers import Endless, check_mp3_end, check_ogg, check_sizes, is_short, mp3_tells_length
 from jepa_tok.errors import AudioError
 from jepa_tok.files import atomic_path
 
@@ -39,9 +39,6 @@ BLOCK = 2**19
 
 MAX_WAV = 2**32 - 2**10
 """Bytes of samples that a .wav file holds at most."""
-
-_OGG_PAGE = 65_307
-"""Bytes of an Ogg page, at most."""
 
 _FULL_SCALE = {torch.int8: 2.0**7, torch.int16: 2.0**15, torch.int32: 2.0**31}
 
@@ -82,17 +79,18 @@ class AudioFile:
         try:
             with contextlib.ExitStack() as stack:
                 raw = stack.enter_context(open(self.name, "rb")) if self.source is self.name else self.source
-                _check_ogg(raw, self.name)
+                check_ogg(raw, self.name)
                 file = stack.enter_context(soundfile.SoundFile(self.source))
-                if (
-                    file.format == "MP3" and raw is not self.source
-                ):  # read through Python, so that its place can be asked for
-                    file = stack.enter_context(soundfile.SoundFile(raw))
+                is_told = True
+                if file.format == "MP3":
+                    is_told = mp3_tells_length(raw)
+                    # Read through Python, so that it can be asked where the sound ends.
+                    file = stack.enter_context(soundfile.SoundFile(raw if is_told else Endless(raw)))
                 rate = check_rate(file.samplerate, f"'{self.name}'")
-                _check_whole(file, self.name)
+                check_sizes(file, self.name)
                 resampler = Resampler(rate, self.sample_rate)
                 taken = 0
-                for samples in self._read(file, raw, rate):
+                for samples in self._read(file, raw, rate, is_told):
                     yield resampler.push(mix_down(samples.T, f"'{self.name}'", taken))
                     taken += len(samples)
                 yield resampler.finish()
@@ -100,8 +98,8 @@ class AudioFile:
             reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
             raise AudioError(f"'{self.name}' must be audio that libsndfile reads, but is not: {reason}.") from None
 
-    def _read(self, file: soundfile.SoundFile, raw: BinaryIO, rate: int) -> Iterator[np.ndarray]:
-        """Blocks of float32 [s, C]."""
+    def _read(self, file: soundfile.SoundFile, raw: BinaryIO, rate: int, is_told: bool) -> Iterator[np.ndarray]:
+        """Blocks of float32 [s, C]; `is_told` is whether the file's length is, and not estimated."""
         first, last = _part(self.start, self.end, rate, file.frames, self.name)
         file.seek(first)
         size, found = max(1, BLOCK // file.channels), 0
@@ -111,10 +109,12 @@ class AudioFile:
                 break
             found += len(samples)
             yield samples
-        if file.format == "MP3" and not _mp3_tells_length(raw):
-            _check_estimate(raw, last < file.frames, self.name)
-        elif found < 0.98 * (last - first):  # mp3 rounds to whole packets
+        if is_told and is_short(found, last - first, rate):
             raise AudioError(f"'{self.name}' is cut short: {last - first} samples are promised, but {found} are there.")
+        if not found:
+            raise AudioError(f"'{self.name}' must hold the part {self.start} to {self.end} s, but ends before it.")
+        if file.format == "MP3" and is_told and last == file.frames:
+            check_mp3_end(raw, self.name)
 
 
 def load_audio(
@@ -313,54 +313,6 @@ def _check_file(path: str) -> None:
         raise AudioError(
             f"'{path}' must be an audio file, but cannot be opened: {getattr(error, 'strerror', error)}."
         ) from None
-
-
-def _check_whole(file: soundfile.SoundFile, name: str) -> None:
-    # libsndfile reads what there is of a .wav whose header promises more, and only notes it in its log. Sizes at the ends of
-    # the range are those of programs that wrote to a pipe and could not know.
-    noted = re.findall(r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", file.extra_info, re.M)
-    for promised, there in ((int(a), int(b)) for a, b in noted):
-        if there < 0.98 * promised and promised - there > 64 and promised < 2**31 - 2**16:
-            raise AudioError(f"'{name}' is cut short: {promised} bytes are promised, but {there} are there.")
-
-
-def _check_ogg(raw: BinaryIO, name: str) -> None:
-    # libsndfile takes the end of a cut Ogg file for that of the sound. A last page that is not whole tells the two apart; one without
-    # the mark of the stream's end does not, since what is recorded from a live stream has none.
-    start = raw.tell()
-    if raw.read(4) == b"OggS":
-        size = raw.seek(0, os.SEEK_END)
-        raw.seek(max(start, size - 2 * _OGG_PAGE))
-        tail = raw.read()
-        page = tail[tail.rfind(b"OggS") :]
-        segments = page[26] if len(page) > 26 else 0
-        if len(page) < 27 + segments or len(page) < 27 + segments + sum(page[27 : 27 + segments]):
-            raise AudioError(f"'{name}' is cut short: its last Ogg page is not whole.")
-    raw.seek(start)
-
-
-def _mp3_tells_length(raw: BinaryIO) -> bool:
-    """Whether an mp3's first frame has the number of frames; without it libsndfile estimates from the size of that one."""
-    place = raw.tell()
-    raw.seek(0)
-    head = raw.read(10)
-    tag = 10 + sum(b << shift for b, shift in zip(head[6:], (21, 14, 7, 0))) if head[:3] == b"ID3" else 0
-    raw.seek(tag)
-    found = re.search(b"Xing|Info|VBRI", raw.read(2**11)) is not None
-    raw.seek(place)
-    return found
-
-
-def _check_estimate(raw: BinaryIO, is_part: bool, name: str) -> None:
-    # libsndfile stops at its estimate, wherever the file ends.
-    place = raw.tell()
-    size = raw.seek(0, os.SEEK_END)
-    raw.seek(place)
-    if not is_part and size - place > max(0.02 * size, 2**10):
-        raise AudioError(
-            f"'{name}' must tell its length, but is an mp3 of varying bit rate without it, of which libsndfile reads only a part; "
-            "`ffmpeg -i IN -c copy OUT.mp3` writes it."
-        )
 
 
 def _part(start: float | None, end: float | None, rate: int, frames: int, name: str) -> tuple[int, int]:
