@@ -11,9 +11,9 @@ polyphase filter bank, as in torchaudio, needs gigabytes for rates such as 44,09
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -235,7 +235,8 @@ def save_audio(path: str | os.PathLike[str], wave: Any, sample_rate: int = SAMPL
     try:
         with (
             atomic_path(target) as temporary,
-            soundfile.SoundFile(temporary, "w", rate, first.shape[1], "PCM_16", format=kind) as file,
+            _Sink(temporary, "wb") as sink,
+            soundfile.SoundFile(sink, "w", rate, first.shape[1], "PCM_16", format=kind) as file,
         ):
             for pcm in itertools.chain([first], (_pcm(block, target) for block in blocks)):
                 if pcm.shape[1] != first.shape[1]:
@@ -246,11 +247,29 @@ def save_audio(path: str | os.PathLike[str], wave: Any, sample_rate: int = SAMPL
                 if left < 0:
                     raise AudioError(f"'{target}' must be at most 4 GiB, as any .wav; write .flac.")
                 file.write(pcm)
-    except (soundfile.SoundFileError, OSError, AssertionError) as error:  # soundfile asserts that all was written
-        # libsndfile keeps no error number: of a full disk it says "System error".
-        full = shutil.disk_usage(target.parent).free < 2**20
-        reason = "the disk is full" if full else str(error).rstrip(".") or "the disk may be full"
+    except (soundfile.SoundFileError, OSError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
         raise AudioError(f"'{target}' could not be written: {reason}.") from None
+
+
+class _Sink(io.FileIO):
+    """A file that libsndfile writes to. It fails with the system's reason, which libsndfile drops ("System error")."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:  # called by C code, which could not pass it on
+            self.error = self.error or error
+        return len(data) - len(rest)
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        if self.error:
+            raise self.error from None
 
 
 def _pcm(wave: Any, target: Path) -> np.ndarray:

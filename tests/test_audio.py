@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -274,16 +274,27 @@ def test_refused_writes(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["folder.wav"]
 
 
-def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
-    def write(*_):
-        raise soundfile.LibsndfileError(2)
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+@pytest.mark.parametrize("size", [10, 1_000_000])  # written when the file closes, and before
+def test_a_full_disk_is_called_so(tmp_path, monkeypatch, suffix, size):
+    monkeypatch.setattr("jepa_tok.audio.atomic_path", lambda _: contextlib.nullcontext("/dev/full"))
+    with pytest.raises(AudioError) as caught:
+        save_audio(tmp_path / f"a.{suffix}", torch.rand(size))
+    assert str(caught.value) == f"'{tmp_path}/a.{suffix}' could not be written: No space left on device."
 
-    monkeypatch.setattr(soundfile.SoundFile, "write", write)
-    with pytest.raises(AudioError, match="could not be written: System error"):
-        save_audio(tmp_path / "a.wav", sine())
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
-    with pytest.raises(AudioError, match="could not be written: the disk is full"):
-        save_audio(tmp_path / "a.wav", sine())
+
+@pytest.mark.skipif(os.name == "nt", reason="no limits")
+def test_a_disk_that_fills_leaves_nothing(tmp_path):
+    import resource
+
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
+    try:
+        with pytest.raises(AudioError, match=r"a\.wav' could not be written: File too large\.$"):
+            save_audio(tmp_path / "a.wav", iter([torch.rand(24_000)] * 5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert not list(tmp_path.iterdir())
 
 
