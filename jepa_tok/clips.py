@@ -212,18 +212,19 @@ def padded_batches(pieces: Iterable[Piece], seconds: float | None, rate: float) 
         pool.append(piece)
         size += piece.length
         if size > POOL * limit:
-            yield from _split(pool, limit)
+            yield from split_by_length(pool, lambda piece: piece.length, limit)
             pool, size = [], 0
-    yield from _split(pool, limit)
+    yield from split_by_length(pool, lambda piece: piece.length, limit)
 
 
-def _split(pool: list[Piece], limit: float) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
-    for piece in sorted(pool, key=lambda piece: (piece.length, piece.clip, piece.window.index)):
-        if batch and (len(batch) + 1) * piece.length > limit:
+def split_by_length(items: Iterable[T], length: Callable[[T], float], limit: float) -> Iterator[list[T]]:
+    """Items in groups of like length whose longest times their number is within `limit`, but for a longer one by itself."""
+    batch: list[T] = []
+    for item in sorted(items, key=length):  # those of one length stay in their order
+        if batch and (len(batch) + 1) * length(item) > limit:
             yield batch
             batch = []
-        batch.append(piece)
+        batch.append(item)
     if batch:
         yield batch
 

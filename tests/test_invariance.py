@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jepa_tok import SpeechTokenizer
-from jepa_tok.clips import Piece, padded_batches
+from jepa_tok.clips import Piece, padded_batches, split_by_length
 from jepa_tok.errors import AudioError, JepaTokError
 from jepa_tok.windows import Window
 from tests.tokenizers import one_line, paper_layout, speech
@@ -55,6 +55,15 @@ def test_batches_hold_each_clip_once_and_keep_the_limit(sizes, seconds):
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(c.length for c in batch) <= seconds * 2.0
     assert [[c.clip for c in batch] for batch in padded_batches(clips, None, 2.0)] == [[i] for i in range(len(sizes))]
+
+
+@given(st.lists(st.floats(0, 100), max_size=40), st.floats(0, 200))
+def test_groups_of_like_length_hold_each_item_once_within_the_limit(lengths, limit):
+    groups = list(split_by_length(range(len(lengths)), lambda i: lengths[i], limit))
+    assert [i for group in groups for i in group] == sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    for group, following in zip(groups, [*groups[1:], []]):
+        assert len(group) == 1 or len(group) * lengths[group[-1]] <= limit
+        assert not following or (len(group) + 1) * lengths[following[0]] > limit  # none could hold one more
 
 
 def test_a_stream_is_a_batch_of_its_own_and_waits_for_nobody():

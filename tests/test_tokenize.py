@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jepa_tok.corpus import (
     Utterance,
@@ -21,7 +19,6 @@ from jepa_tok.corpus import (
     spool_corpus,
     tokenize_corpus,
 )
-from jepa_tok.corpus.encode import make_batches
 from jepa_tok.errors import AudioError, CorpusError
 from tests.corpora import Counter, contents, make_corpus
 
@@ -45,15 +42,6 @@ def test_rows_are_those_of_the_clips_in_manifest_order(tmp_path):
     assert summary.frames == sum(len(r.ids) for r in rows) and summary.tokens == 19 * summary.frames
     assert summary.hours == pytest.approx(sum(r.num_samples for r in rows) / 24_000 / 3600)
     assert not list((tmp_path / "out").glob("*.tmp"))
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.floats(0, 100), max_size=40), st.floats(0.1, 200))
-def test_batches_hold_each_clip_once_within_the_bound(seconds, bound):
-    batches = make_batches(seconds, bound)
-    assert sorted(i for b in batches for i in b) == list(range(len(seconds)))
-    for batch in batches:
-        assert len(batch) == 1 or max(seconds[i] for i in batch) * len(batch) <= bound
 
 
 def test_batches_reach_the_tokenizer_within_the_bound(tmp_path):

@@ -63,11 +63,13 @@ def encode_utterances(
 
 
 def _encode_pool(pool: dict[int, Tensor], tokenizer: Any, batch_seconds: float | None) -> Iterator[tuple[int, Tokens]]:
-    rate, indices = tokenizer.sample_rate, list(pool)
-    for batch in make_batches([len(wave) / rate for wave in pool.values()], batch_seconds or 0.0):
-        waves = [pool.pop(indices[at]) for at in batch]
+    from jepa_tok.clips import split_by_length
+
+    rate = tokenizer.sample_rate
+    for batch in split_by_length(list(pool), lambda i: len(pool[i]) / rate, batch_seconds or 0.0):
+        waves = [pool.pop(i) for i in batch]
         tokens = tokenizer.encode(waves, sample_rate=rate, batch_seconds=batch_seconds)
-        yield from zip([indices[at] for at in batch], tokens, strict=True)
+        yield from zip(batch, tokens, strict=True)
 
 
 def _encode_long(u: Utterance, tokenizer: Any, batch_seconds: float | None) -> Tokens | AudioError:
@@ -82,17 +84,6 @@ def _encode_long(u: Utterance, tokenizer: Any, batch_seconds: float | None) -> T
         return tokens
     except AudioError as error:
         return error
-
-
-def make_batches(seconds: Sequence[float], batch_seconds: float) -> list[list[int]]:
-    """Indices by length; longest times size of a batch stays within the bound, but for a clip longer than the bound."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(seconds)), key=lambda i: (seconds[i], i)):
-        if batches and (len(batches[-1]) + 1) * seconds[i] <= batch_seconds:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
 
 
 # Reading ahead --------------------------------------------------------------------------------------------------------
