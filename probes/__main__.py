@@ -1,4 +1,4 @@
-"""`python -m probes asr|speaker|emotion`."""
+"""`python -m probes asr|speaker|emotion|classify|run`."""
 
 from __future__ import annotations
 

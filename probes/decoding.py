@@ -65,7 +65,7 @@ def _packages(lm: str | None) -> Any:
     for name, package in (("torchaudio", "torchaudio"), ("flashlight", "flashlight-text"), ("kenlm", "kenlm")):
         if importlib.util.find_spec(name) is None and (lm or name != "kenlm"):
             raise ProbeError(
-                f"`--decoder beam` needs the package `{package}`, which is not installed: pip install {package}."
+                f"`--decoder beam` needs the package `{package}`, which is not installed: pip install {package} (`jepa-tok[lm]` has all three)."
             )
     from torchaudio.models.decoder import ctc_decoder
 
