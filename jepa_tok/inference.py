@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 Undo = Callable[[], None]
+Change = Callable[[], Undo]
 
 _lock = threading.Lock()
 _held: dict[Hashable, tuple[int, Undo]] = {}
@@ -25,8 +26,14 @@ def exact_inference(module: nn.Module, device: torch.device) -> Iterator[None]:
     Training flags of `module` and its submodules, autocast, TF32 and PyTorch's default dtype are put back as found. Threads may
     overlap in it: what they share is changed by the first to enter and put back by the last to leave.
     """
-    changes: dict[Hashable, Callable[[], Undo]] = {m: partial(_set_evaluation, m) for m in module.modules()}
-    changes["fp32_precision"] = _set_full_precision
+
+    def changes() -> dict[Hashable, Change]:
+        # Modules in evaluation mode that nobody holds stay out of it: there are hundreds, and a short clip takes milliseconds.
+        modules: dict[Hashable, Change] = {
+            m: partial(_set_evaluation, m) for m in module.modules() if m.training or m in _held
+        }
+        return {"fp32_precision": _set_full_precision, **modules}
+
     # Inference mode and autocast are the thread's own.
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), usual_defaults(), _hold(changes):
         yield
@@ -35,7 +42,7 @@ def exact_inference(module: nn.Module, device: torch.device) -> Iterator[None]:
 @contextmanager
 def usual_defaults(device: str = "cpu") -> Iterator[None]:
     """What layers make without naming dtype or device (weights, windows, filters) is float32 and made on `device`."""
-    with _hold({"default_dtype": _set_float32}), ExitStack() as stack:
+    with _hold(lambda: {"default_dtype": _set_float32}), ExitStack() as stack:
         # The default device is the thread's own; naming it slows every call of a factory, so only where it is another.
         if torch.get_default_device() != torch.device(device):
             stack.enter_context(torch.device(device))
@@ -43,17 +50,18 @@ def usual_defaults(device: str = "cpu") -> Iterator[None]:
 
 
 @contextmanager
-def _hold(changes: Mapping[Hashable, Callable[[], Undo]]) -> Iterator[None]:
+def _hold(changes: Callable[[], Mapping[Hashable, Change]]) -> Iterator[None]:
     """Makes those changes of settings that no thread holds yet; each is undone when no thread holds it any more."""
     with _lock:
-        for key, change in changes.items():
+        keys = changes()
+        for key, change in keys.items():
             count, undo = _held[key] if key in _held else (0, change())
             _held[key] = count + 1, undo
     try:
         yield
     finally:
         with _lock:
-            for key in changes:
+            for key in keys:
                 count, undo = _held.pop(key)
                 if count > 1:
                     _held[key] = count - 1, undo
