@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tarfile
 
 import numpy as np
@@ -124,6 +125,23 @@ def test_damage_is_named(shards, tmp_path, to, file, old, new, message):
     with pytest.raises(CorpusError, match=message) as e:
         list(open_tokens(folder).rows())
     assert "\n" not in str(e.value) and str(folder) in str(e.value)
+
+
+ODD = ([], {}, None, -1, 0, math.inf, math.nan, "x", [[]])
+
+
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_metadata_that_is_json_but_not_ours_is_one_line(shards, tmp_path, value):
+    folder = exported(shards, tmp_path / "out", "bin")
+    good = json.loads((folder / "metadata.json").read_text())
+    bad = [value, good | {"metadata": value}, good | {"layout": value}, good | {"utterances": [value]}]
+    for field in ("frame_rate", "sample_rate", "group_size", "vocab_sizes"):
+        bad.append(good | {"metadata": good["metadata"] | {field: value}})
+    for given in bad:
+        (folder / "metadata.json").write_text(json.dumps(given))
+        with pytest.raises(CorpusError, match=r"metadata\.json") as e:
+            open_tokens(folder)
+        assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(

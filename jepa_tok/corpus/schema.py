@@ -119,13 +119,14 @@ class ShardMetadata:
                 sample_rate=int(given.pop("sample_rate")),
                 extra=given,
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
             raise CorpusError(f"{name}: the `jepa_tok` metadata is broken: {e!r}.") from None
         sizes = [
             math.prod(metadata.radices[i : i + metadata.group_size])
             for i in range(0, len(metadata.radices), metadata.group_size)
         ]
-        if groups != metadata.num_groups or sizes != list(metadata.vocab_sizes) or metadata.frame_rate <= 0:
+        is_rate = 0 < metadata.frame_rate <= metadata.sample_rate  # no NaN either
+        if groups != metadata.num_groups or sizes != list(metadata.vocab_sizes) or not is_rate:
             raise CorpusError(f"{name}: the `jepa_tok` metadata contradicts itself.")
         return metadata
 
