@@ -39,12 +39,17 @@ class Split:
     """Rows whose value in the column names none of the parts."""
 
 
+def part_of(value: object) -> str | None:
+    """`train`, `dev` or `test`, as a cell of a split column names it; None for anything else."""
+    return _NAMES.get(str(value or "").lower())
+
+
 def by_column(values: Sequence[str | None], column: str) -> dict[str, np.ndarray]:
     """Rows of train, dev and test as `values` name them.
 
     Raises ProbeError where train, or both dev and test, are empty.
     """
-    parts = [_NAMES.get((v or "").lower()) for v in values]
+    parts = [part_of(v) for v in values]
     rows = {
         name: np.array([i for i, p in enumerate(parts) if p == name], dtype=np.int64)
         for name in ("train", "dev", "test")

@@ -1,4 +1,4 @@
-"""Line charts, bars and strips as inline SVG; colours come from the page's CSS, so that dark and light themes both work."""
+"""Line charts, dots with intervals, bars and strips as inline SVG; colours come from the page's CSS, so that dark and light themes both work."""
 
 from __future__ import annotations
 
@@ -94,6 +94,64 @@ def chart(
                     f'<circle class="dot s{s.slot}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="3"><title>{escape(s.name)}, step {x:g}: {y:.4g}</title></circle>'
                 )
     return f'<figure class="chart">{head}{"".join(parts)}</svg>{foot}</figure>'
+
+
+@dataclass
+class Dot:
+    """A row of `dots`: a value with its interval, and the hollow dot of its control; None where there is none."""
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    control: float | None = None
+    slot: int = 1
+    faint: bool = False
+
+
+def dots(title: str, rows: Sequence[Dot], *, level: Level | None = None, note: str = "") -> str:
+    """A titled plot of a row a name: filled dots on their intervals, hollow controls, a dashed line at `level`."""
+    shown = [x for r in rows for x in (r.value, r.low, r.high, r.control) if x is not None]
+    head = f"<figcaption><b>{escape(title)}</b></figcaption>"
+    foot = f'<p class="small">{escape(note)}</p>' if note else ""
+    if not shown:
+        return f'<figure class="chart">{head}<p class="missing">Nothing was measured.</p></figure>'
+    ends = [*shown, *([level.y] if level else [])]
+    low, high, ticks = _scale(min(ends), max(ends), 6)
+    left, width, step, top = 250, 640, 24, 22
+    bottom = top + step * len(rows)
+
+    def px(x: float) -> float:
+        return left + width * (x - low) / (high - low)
+
+    parts = [
+        f'<svg class="wide" viewBox="0 0 {left + width + 30} {bottom + 20}" role="img" aria-label="{escape(title)}">'
+    ]
+    for tick in ticks:
+        parts.append(f'<path class="grid" d="M{px(tick):.1f} {top}V{bottom}"/>')
+        parts.append(
+            f'<text class="tick" x="{px(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_number(tick)}</text>'
+        )
+    if level is not None:
+        parts.append(f'<path class="level" d="M{px(level.y):.1f} {top - 4}V{bottom}"/>')
+        label = f"{escape(level.name)} {_number(level.y)}"
+        parts.append(f'<text class="leveltext" x="{px(level.y):.1f}" y="{top - 9}" text-anchor="middle">{label}</text>')
+    for k, row in enumerate(rows):
+        y = top + step * (k + 0.5)
+        name = row.name if len(row.name) < 40 else "\u2026" + row.name[-38:]
+        parts.append(f'<text class="tick" x="{left - 12}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+        faint = " faint" if row.faint else ""
+        if row.low is not None and row.high is not None:
+            parts.append(f'<path class="line s{row.slot}{faint}" d="M{px(row.low):.1f} {y:.1f}H{px(row.high):.1f}"/>')
+        if row.control is not None:
+            parts.append(
+                f'<circle class="hollow" cx="{px(row.control):.1f}" cy="{y:.1f}" r="4"><title>{escape(row.name)}, control: {row.control:.4g}</title></circle>'
+            )
+        if row.value is not None:
+            parts.append(
+                f'<circle class="dot s{row.slot}" cx="{px(row.value):.1f}" cy="{y:.1f}" r="5"><title>{escape(row.name)}: {row.value:.4g}</title></circle>'
+            )
+    return f'<figure class="chart broad">{head}{"".join(parts)}</svg>{foot}</figure>'
 
 
 def _legend(series: Sequence[Series]) -> str:

@@ -1,4 +1,4 @@
-"""Binds the sections into one page: no link, no script, no request; the page's own policy forbids them."""
+"""Binds the sections into one page."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 from jepa_tok.errors import CorpusError
 from jepa_tok.files import write_text
 from jepa_tok.report import listen, results, training
+from jepa_tok.report.document import document
 from jepa_tok.report.rundir import RunDir
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 
 
 def build_report(run_dir: str | os.PathLike[str], out_html: str | os.PathLike[str]) -> Path:
@@ -54,15 +53,6 @@ def render(run: RunDir) -> str:
     trouble = f'<section id="problems"><h2>Could not be read</h2><ul>{problems}</ul></section>' if problems else ""
     title = str(run.info.get("title") or "jepa-tok report")
     name = "" if tokenizer is None else f" Tokenizer {tokenizer.hash} ({escape(tokenizer.config.name)})."
-    css = Path(__file__).with_name("page.css").read_text("utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>\n{css}</style></head><body><main>\n'
-        + head
-        + "\n".join(sections)
-        + trouble
-        + f"<footer>Made by jepa-tok from files of the run's folder.{name} This page needs no network and no other file.</footer>"
-        "\n</main></body></html>\n"
-    )
+    body = head + "\n".join(sections) + trouble
+    footer = f"Made by jepa-tok from files of the run's folder.{name} This page needs no network and no other file."
+    return document(title, body, footer)

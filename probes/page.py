@@ -1,0 +1,114 @@
+"""`results.json`, `results.md` and `results.html`: the page is one file, tables and plots of dots with their intervals."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from jepa_tok.files import write_text
+from jepa_tok.report.charts import Dot, Level, dots
+from jepa_tok.report.document import document
+from jepa_tok.report.results import metric_name
+from probes import tables
+from probes.results import cell
+
+WORDS = {"logmel": "log-mel statistics", "majority": "majority class", "labels shuffled": "its labels shuffled"}
+SLOTS = {"tokenizer": 1, "logmel": 3, "majority": 5}
+
+
+def write(folder: Path, results: dict[str, Any]) -> None:
+    """Writes the three, each at once or not at all."""
+    write_text(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(folder / "results.md", tables.markdown(results))
+    write_text(folder / "results.html", render(results))
+
+
+def render(results: dict[str, Any]) -> str:
+    """The whole page as text."""
+    title = f"Probes: {results['suite']}"
+    links = ", ".join(f'<a href="#{_anchor(t)}">{escape(_title(t))}</a>' for t in results["tables"])
+    failed = (
+        f'<p class="note"><b>{results["failed"]} cells failed.</b> The rows below say why.</p>'
+        if results["failed"]
+        else ""
+    )
+    head = (
+        f"<header><h1>{escape(title)}</h1><p class=lead>What heads can read in the tokens, beside their controls.</p>"
+        f"<p>{escape(tables.NOTE)}</p><p>{links}</p>{failed}</header>"
+    )
+    facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in tables.facts(results))
+    how = f'<section id="how"><h2>How</h2><p><code>{escape(results["command"])}</code></p><dl class="facts">{facts}</dl></section>'
+    sections = "\n".join(_section(table) for table in results["tables"])
+    return document(
+        title, head + sections + how, "Made by <code>python -m probes run</code>. This page needs no network."
+    )
+
+
+def _title(table: dict[str, Any]) -> str:
+    return f"{table['corpus']}: {table['task']}"
+
+
+def _anchor(table: dict[str, Any]) -> str:
+    return f"{table['corpus']}-{table['task']}"
+
+
+def _section(table: dict[str, Any]) -> str:
+    facts = [*tables.notes_of(table), *(f"{key.replace('_', ' ')}: {value}" for key, value in table["splits"].items())]
+    small = "".join(f'<p class="small">{escape(str(line))}</p>' for line in facts)
+    return (
+        f'<section id="{_anchor(table)}"><h2>{escape(_title(table))}</h2><p>{escape(table["about"])}</p>'
+        f'{_plot(table)}<figure class="broad">{_rows(table)}{small}</figure></section>'
+    )
+
+
+def _plot(table: dict[str, Any]) -> str:
+    """The main metric of all rows; chance as a line."""
+    main = next(iter(table["better"]), None)
+    if main is None:
+        return '<p class="missing">Every cell failed.</p>'
+    rows, level = [], None
+    for row in table["rows"]:
+        metric = row["metrics"].get(main)
+        if row["kind"] == "chance":
+            level = Level("chance", metric["mean"]) if metric else None
+            continue
+        value, low, high = (metric[k] for k in ("mean", "low", "high")) if metric else (None, None, None)
+        control = row["shuffled"].get(main, {}).get("mean")
+        rows.append(Dot(WORDS.get(row["name"], row["name"]), value, low, high, control, SLOTS[row["kind"]]))
+    way = {"higher": "higher is better", "lower": "lower is better"}[table["better"][main]]
+    note = "Bars: 95 % intervals. Hollow: the same row with its labels shuffled."
+    return dots(f"{metric_name(main)} ({way})", rows, level=level, note=note)
+
+
+def _rows(table: dict[str, Any]) -> str:
+    arrows = {"higher": " ↑", "lower": " ↓"}
+    names = "".join(f"<th class=n>{escape(metric_name(m))}{arrows[way]}</th>" for m, way in table["better"].items())
+    body = "".join(_line(table, *line) for line in tables.lines_of(table))
+    return (
+        "<div class=scroll><table><thead><tr><th>row</th><th class=n>bit/s</th><th class=n>frames/s</th>"
+        f"{names}<th></th></tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _line(table: dict[str, Any], name: str, metrics: dict[str, Any], row: dict[str, Any]) -> str:
+    own = name == row["name"]
+    bits, rate = (row.get("bits_per_second"), row.get("frame_rate")) if own else (None, None)
+    said = [row["note"]] if own and row["note"] else []
+    if own and row.get("signal") is False:
+        said.append("cannot be told from shuffled labels")
+    if own and row["error"]:
+        said.append(f"failed: {row['error']}")
+    values = "".join(f"<td class=n>{_value(metrics.get(m))}</td>" for m in table["better"])
+    kind = "soft" if not own else "main" if row["kind"] == "tokenizer" else ""
+    return (
+        f'<tr class="{kind}"><td>{escape(WORDS.get(name, name))}</td><td class=n>{f"{bits:.0f}" if bits else ""}</td>'
+        f'<td class=n>{f"{rate:g}" if rate else ""}</td>{values}<td><span class="dev">{escape("; ".join(said))}</span></td></tr>'
+    )
+
+
+def _value(metric: dict[str, Any] | None) -> str:
+    """The mean, and small what surrounds it."""
+    mean, _, rest = cell(metric).partition(" ")
+    return f'{mean} <span class="dev">{escape(rest)}</span>' if rest else mean

@@ -1,0 +1,221 @@
+"""A suite from audio to tables: fit, tokenize, then one cell for each corpus, task, row and seed, then results.
+
+    OUT/suite.json      which suite this folder is of
+    OUT/cache/          codes, latents, log-mels and what tokenizers learned (`cache.py`); `--cache` puts it elsewhere
+    OUT/cells/          a file a cell: what one probe found with one tokenizer and one seed
+    OUT/results.json, results.md, results.html
+
+Each file appears whole, and is made again only where its key has changed: the audio, the labels, the task, the tokenizer or
+PROTOCOL. So an interrupted run goes on where it stopped, and a run with one more tokenizer only adds that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jepa_tok.corpus.audio_source import load_utterance
+from jepa_tok.corpus.manifest import read_corpus
+from jepa_tok.corpus.utterance import Utterance
+from jepa_tok.errors import JepaTokError
+from jepa_tok.files import lock_folder, unlock, write_text
+from jepa_tok.provenance import commit
+from probes import cache, page, tables
+from probes.cells import PROTOCOL, Cell, Group, execute, finished
+from probes.data import ProbeError
+from probes.entries import Entry, make_entries
+from probes.progress import Meter, say
+from probes.suite import Corpus, Suite, digest, load_suite
+
+FORMAT = "jepa-tok-probe-suite/1"
+
+
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Measures a suite; returns 0, or 1 where a cell failed. Raises JepaTokError where the input does not allow a start."""
+    if len(set(args.seeds)) != len(args.seeds) or min(args.seeds) < 0:
+        raise ProbeError(f"`--seeds` must be different numbers from 0 up, but are {' '.join(map(str, args.seeds))}.")
+    suite = load_suite(args.suite, args.data)
+    entries = make_entries(args.tokenizers, args.tokens, args.device)
+    for corpus in suite.corpora:
+        for entry in entries:
+            entry.check(corpus.name, corpus.utterances)
+        corpus.check_labels()
+    audio = fit_audio(suite, args.fit)
+    out = Path(args.out)
+    check_out(out, suite.name)
+    lock = lock_folder(out, f"'{out}' is in use by another run; wait for it, or give another `--out`.")
+    try:
+        folder = Path(args.cache) if args.cache else out / "cache"
+        fit(entries, audio, suite.name, folder)
+        groups, failed = tokenize(suite, entries, args.seeds, folder)
+        records = measure(groups, out / "cells", args.jobs, args.device) + failed
+        results = tables.build(suite, entries, args.seeds, records, argv)
+        page.write(out, results)
+    finally:
+        unlock(lock)
+    print(tables.console(results))
+    print(f"written: {', '.join(str(out / f'results.{kind}') for kind in ('json', 'md', 'html'))}")
+    for (where, task, error), times in _failures(records).items():
+        say(f"failed: {where}, {task}, {times} cells: {error}")
+    return int(results["failed"] > 0)
+
+
+def _failures(records: Sequence[dict[str, Any]]) -> Counter[tuple[str, str, str]]:
+    return Counter((r["corpus"], r["task"], r["error"]) for r in records if r["status"] == "failed")
+
+
+def check_out(out: Path, suite: str) -> None:
+    """Makes the folder, or sees that it is one of this suite; raises ProbeError where it is not, and leaves it as it is."""
+    mark = out / "suite.json"
+    try:
+        if mark.exists():
+            found = json.loads(mark.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or found.get("suite") != suite:
+                other = found.get("suite") if isinstance(found, dict) else "something else"
+                raise ProbeError(
+                    f"`--out` must be a folder of its own for each suite, but '{out}' is of `{other}`, not `{suite}`."
+                )
+            return
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ProbeError(
+                f"`--out` must be a new or empty folder, or one of an earlier run of the suite, but '{out}' is neither."
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(mark, json.dumps({"format": FORMAT, "suite": suite}) + "\n")
+    except OSError as error:
+        raise ProbeError(
+            f"`--out` must be a folder that can be written, but '{out}' is not: {error.strerror}."
+        ) from None
+    except ValueError:
+        raise ProbeError(f"'{mark}' must be of an earlier run, but is broken; give another `--out`.") from None
+
+
+def fit_audio(suite: Suite, manifest: str | None) -> list[Utterance]:
+    """What tokenizers may learn from: the manifest, else the rows of the suite that no task tunes or tests on; by seed 0.
+
+    Raises ProbeError where the manifest holds audio that is not only trained on.
+    """
+    training = {(u.path, u.start, u.end) for corpus in suite.corpora for u in corpus.training()}
+    tested = {(u.path, u.start, u.end) for c in suite.corpora for u in c.utterances} - training
+    for corpus in suite.corpora:  # the same clip may be in two corpora, and trained on in one of them alone
+        kept = {(u.path, u.start, u.end) for u in corpus.training()}
+        tested |= {(u.path, u.start, u.end) for u in corpus.utterances} - kept
+    if manifest is not None:
+        rows = read_corpus(manifest)
+        files = {path for path, _, _ in tested}
+        both = [u for u in rows if u.path in files]
+        if both:
+            raise ProbeError(
+                f"`--fit` must hold no audio that the suite tests or tunes on, but {len(both)} of {len(rows)} rows of "
+                f"'{manifest}' are such (the first is '{both[0].id}')."
+            )
+    else:
+        rows = [u for c in suite.corpora for u in c.training() if (u.path, u.start, u.end) not in tested]
+    random.Random(0).shuffle(rows)
+    return rows
+
+
+def fit(entries: Sequence[Entry], audio: Sequence[Utterance], suite: str, folder: Path) -> None:
+    """Lets each tokenizer learn from `audio`, those that do; raises ProbeError where one does and there is none."""
+
+    def waves(rate: int) -> Iterator[Any]:
+        if not audio:
+            raise ProbeError(
+                f"`{name}` learns from training audio, but the suite `{suite}` has none that it does not test on (it has no fixed "
+                "training part); name a manifest of other audio with `--fit`."
+            )
+        say(f"fitting {name} to training audio")
+        for u in audio:
+            yield load_utterance(u, rate)
+
+    heard = digest(audio)
+    for entry in entries:
+        name = entry.name
+        entry.fit(waves, lambda fingerprint: folder / "fit" / f"{fingerprint}-{heard}.safetensors")
+
+
+def tokenize(
+    suite: Suite, entries: Sequence[Entry], seeds: Sequence[int], folder: Path
+) -> tuple[list[Group], list[dict[str, Any]]]:
+    """Fills the cache; gives the cells to measure by corpus and row, and the failed records of those that cannot be.
+
+    A file that cannot be read fails the cells of its corpus alone.
+    """
+    groups, failed = [], []
+    for corpus in suite.corpora:
+        for entry in entries:
+            view = entry.view
+            place = folder / f"{corpus.name}-{corpus.digest}" / f"{slug(entry.name)}-{view.kind}-{view.meta.hash}"
+            cells = _cells(corpus, entry, seeds)
+            try:
+                with Meter(f"{corpus.name}: {entry.name}", len(corpus.utterances), "clips") as meter:
+                    frames = cache.fill(place, corpus.utterances, entry.make, entry.dtype, meter)
+                cache.pooled(place, PROTOCOL, partial(entry.pool, frames))
+            except JepaTokError as error:
+                failed += [cell.failed(str(error)) for cell in cells]
+            else:
+                groups.append(Group(corpus, view, place, cells))
+    return groups, failed
+
+
+def _cells(corpus: Corpus, entry: Entry, seeds: Sequence[int]) -> list[Cell]:
+    out = []
+    for task in corpus.tasks:
+        labels = [[u.info.get(str(c)) for c in task.options.values() if isinstance(c, str)] for u in corpus.utterances]
+        for seed in seeds:
+            parts = (PROTOCOL, corpus.digest, labels, task.probe, sorted(task.options.items()), task.classes)
+            key = hashlib.sha256(repr((*parts, entry.view, seed)).encode()).hexdigest()[:16]
+            out.append(
+                Cell(
+                    corpus.name,
+                    task,
+                    entry.name,
+                    seed,
+                    key,
+                    f"{corpus.name}.{task.name}.{slug(entry.name)}.{seed}.json",
+                )
+            )
+    return out
+
+
+def measure(groups: Sequence[Group], folder: Path, jobs: int, device: str) -> list[dict[str, Any]]:
+    """The records of all cells, those that `folder` lacks measured now."""
+    folder.mkdir(exist_ok=True)
+    records, missing = [], []
+    for group in groups:
+        known = [finished(folder / cell.file, cell.key) for cell in group.cells]
+        records += [record for record in known if record]
+        left = [cell for cell, record in zip(group.cells, known) if record is None]
+        if left:
+            missing.append(Group(group.corpus, group.view, group.frames, left))
+    count = sum(len(g.cells) for g in missing)
+    if records:
+        say(f"{len(records)} of {len(records) + count} cells are there already")
+    with Meter("cells", count, "cells", each=True) as meter:
+        for record in execute(missing, folder, jobs, device, commit()):
+            records.append(record)
+            meter.step(_line(record))
+    return records
+
+
+def _line(record: dict[str, Any]) -> str:
+    head = f"{record['corpus']}, {record['task']}, {record['tokenizer']}, seed {record['seed']}"
+    if record["status"] == "failed":
+        return f"{head}: FAILED"
+    metric = next(iter(record["better"]))
+    value = next(row for row in record["rows"] if row["input"] == "tokens")["metrics"].get(metric, {}).get("mean")
+    return f"{head}: {metric} {value:.3f}" if value is not None else head
+
+
+def slug(name: str) -> str:
+    """A file's name for a row: as it is where it can be, else with a digest, so that no two are alike."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
