@@ -31,9 +31,9 @@ class StreamingSession:
                 ids = stream.push(chunk)  # [t, G]: a frame for each 400 ms that are complete
                 speaker.play(stream.decode(ids))
             ids = stream.finish()  # the last frame, which may be partial
-            speaker.play(stream.decode(ids))
+            tokens = stream.tokens
+            speaker.play(stream.decode(ids, tokens.num_samples))  # cut where the clip ends
             speaker.play(stream.flush())
-        tokens = stream.tokens
 
     The ids are those that `encode` gives for the whole clip, whatever the sizes of the chunks. Encoding and decoding know
     nothing of each other: ids to decode may come from a language model.
@@ -50,6 +50,8 @@ class StreamingSession:
         self._resampler = Resampler(check_rate(rate, "the stream"), tokenizer.sample_rate)
         self._encoder = StreamEncoder(tokenizer.encoder)
         self._decoder: StreamDecoder | None = None
+        self._spoken = 0  # frames of the clip that is decoded
+        self._ended = False  # whether its length was told
         self._ids: list[Tensor] = []
         self._taken = 0  # samples, as they came
         self._num_samples = 0  # at the tokenizer's rate
@@ -89,28 +91,43 @@ class StreamingSession:
             raise AudioError("the stream must have at least one sample, but has none.")
         return self.tokenizer.tokens(torch.cat(self._ids), self._num_samples)
 
-    def decode(self, ids: Any) -> Tensor:
+    def decode(self, ids: Any, num_samples: int | None = None) -> Tensor:
         """The next frames' ids [t, G], t >= 0 -> the samples float32 [n] that they settle, at the tokenizer's rate.
 
-        The wave comes `config.generator.delay` samples late; `flush` gives the rest. Raises ConfigError for a generator that
-        is not causal, and TokenError, leaving the stream as it was, for ids out of range or of a wrong shape.
+        The wave comes `config.generator.delay` samples late; `flush` gives the rest. With the clip's last frames may come its
+        length `num_samples`, where the wave then ends; else it ends with the last frame, at T * hop. Raises ConfigError for a
+        generator that is not causal, and TokenError, leaving the stream as it was, for ids out of range or of a wrong shape,
+        and for a length that does not end in these frames.
         """
         self._check_open()
+        if self._ended:
+            raise JepaTokError("no frames must follow those that came with `num_samples`; call `flush` first.")
         ids = packing.as_integers(ids, "ids")
         groups = self.tokenizer.num_groups
         if ids.ndim != 2 or ids.shape[1] != groups:
             raise TokenError(f"`ids` must have shape [T, {groups}], but has {list(ids.shape)} instead.")
+        hop, frames = self.tokenizer.hop, self._spoken + ids.shape[0]
+        excess = 0 if num_samples is None else frames * hop - num_samples
+        if not 0 <= excess < (hop if ids.shape[0] else 1):
+            raise TokenError(
+                f"`num_samples` must end in the frames that it comes with, of {frames} in all, but is {num_samples}."
+            )
         if self._decoder is None:
             self._decoder = StreamDecoder(self.tokenizer.generator)
         fsq = self.tokenizer.fsq
         with exact_inference(self.tokenizer, self.tokenizer.device):
-            wave = self._decoder.push(fsq.dequantize(fsq.unpack(ids)))
+            wave = self._decoder.push(fsq.dequantize(fsq.unpack(ids)), excess)
+        self._spoken, self._ended = frames, num_samples is not None
         return self._finite(wave, "decode to finite audio", "generator").clone()
 
     def flush(self) -> Tensor:
-        """Ends the decoded clip: its last samples [n], so that all are T * hop. The next `decode` begins another."""
+        """Ends the decoded clip: its last samples [n], so that all are `num_samples`, or T * hop where `decode` was not told.
+
+        The next `decode` begins another clip.
+        """
         self._check_open()
         decoder, self._decoder = self._decoder, None
+        self._spoken, self._ended = 0, False
         if decoder is None:
             return torch.zeros(0)
         with exact_inference(self.tokenizer, self.tokenizer.device):

@@ -117,19 +117,22 @@ def test_gates_are_streamed_too(name: str) -> None:
 
 @pytest.mark.parametrize("name", GENERATORS)
 @settings(max_examples=20, deadline=None)
-@given(frames=st.integers(0, 9), cuts=st.lists(st.integers(0, 9), max_size=4))
-def test_a_streamed_decoding_is_that_of_the_whole(name: str, frames: int, cuts: list[int]) -> None:
+@given(frames=st.integers(0, 9), cuts=st.lists(st.integers(0, 9), max_size=4), excess=st.integers(0, HOP - 1))
+def test_a_streamed_decoding_is_that_of_the_whole(name: str, frames: int, cuts: list[int], excess: int) -> None:
     values = noise(frames, 16) * 5
     delay = GENERATORS[name].delay
     with exact_inference(generator(name), torch.device("cpu")):
         stream = StreamDecoder(generator(name))
         waves = []
         for a, b in cut(frames, cuts):
-            waves.append(stream.push(values[a:b]))
-            assert sum(w.shape[0] for w in waves) == max(0, b * HOP - delay)
+            too_much = excess if a < b == frames else 0  # told with the last frames
+            waves.append(stream.push(values[a:b], too_much))
+            size = b * HOP - (excess if b == frames and frames else 0)
+            assert sum(w.shape[0] for w in waves) == min(size, max(0, b * HOP - delay))
         waves.append(stream.finish())
+        end = frames * HOP - excess if frames else 0
         whole = generator(name)(values[None])[0] if frames else torch.zeros(0)
-    torch.testing.assert_close(torch.cat(waves), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(waves), whole[:end], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -264,6 +267,24 @@ def test_ids_may_come_from_elsewhere_and_streams_follow_each_other() -> None:
         first = torch.cat([session.decode(ids.tolist()), session.flush()])
         second = torch.cat([session.decode(ids[:1]), session.decode(ids[1:].numpy()), session.flush()])
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("length", [1, HOP - 1, HOP, HOP + 1, 3 * HOP + 100])
+def test_told_the_length_a_decoded_stream_ends_with_the_clip(length: int) -> None:
+    with StreamingSession(tokenizer()) as session:
+        ids = torch.cat([session.push(noise(length)), session.finish()])
+        expected, size = tokenizer().decode(session.tokens), session.tokens.num_samples
+        for _ in range(2):  # the length is forgotten with the clip
+            first, last = session.decode(ids[:-1]), session.decode(ids[-1:], size)
+            with pytest.raises(JepaTokError, match="`flush` first"):
+                session.decode(ids)
+            assert torch.equal(torch.cat([first, last, session.flush()]), expected)
+            assert session.decode(ids).shape[0] + session.flush().shape[0] == len(ids) * HOP
+        session.decode(ids)
+        for bad in (0, (len(ids) - 1) * HOP, (len(ids) + 1) * HOP - 1, (len(ids) + 1) * HOP + 1, -5):
+            with pytest.raises(TokenError, match="`num_samples` must end in"):
+                session.decode(ids[:0], bad)
+        assert session.decode(ids[:0], len(ids) * HOP).shape == (0,)
 
 
 def test_the_callers_settings_change_nothing_and_stay() -> None:

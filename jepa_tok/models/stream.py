@@ -49,6 +49,8 @@ class StreamEncoder:
         if self._size >= hop or last:
             heard = torch.cat(self._held)
             end = self._size if last else self._size - self._size % hop
+            # One by one, though a frame alone costs as much as five in company: its products read every weight for a few rows.
+            # Their order of summation depends on the number of rows, and with it the last bits of nearly all latents.
             for piece in heard[:end].split(hop) if end else ():
                 made.append(self.encoder(piece[None].to(weight.device), return_gates=True, state=self.state))
             self._held, self._size = [heard[end:].clone()], self._size - end
@@ -68,13 +70,16 @@ class StreamDecoder:
         self._early = generator.config.delay  # samples still to come from before the clip's beginning
         self._missing = 0  # samples of the frames so far that are not given yet
 
-    def push(self, values: Tensor) -> Tensor:
-        """Values [t, D] of frames -> the samples [n] that they settle, on the CPU: all but the last `delay`."""
-        self._missing += values.shape[0] * self.generator.hop
+    def push(self, values: Tensor, excess: int = 0) -> Tensor:
+        """Values [t, D] of frames -> the samples [n] that they settle, on the CPU: all but the last `delay`.
+
+        `excess` samples of the clip's last frame lie behind its end and are not given.
+        """
+        self._missing += values.shape[0] * self.generator.hop - excess
         return self._speak(values, length=1)
 
     def finish(self) -> Tensor:
-        """The clip's last samples [n], so that all are T * hop; the clip is over."""
+        """The clip's last samples [n], so that all are T * hop less the excess; the clip is over."""
         # Frames that are no part of the clip push out what waits for the windows of further steps.
         frames = -(-(self._early + self._missing) // self.generator.hop) if self._missing else 0
         weight = self.generator.project.weight
