@@ -172,6 +172,12 @@ def test_paths_must_not_be_empty(jepa_tok, folder, clips, tmp_path, monkeypatch)
         ("resynth", clips[0], ""),
     ):
         assert_error(jepa_tok(*arguments, "--tokenizer", folder), "must not be empty")
+    for arguments in (
+        ("vocabulary", "tiny", ""),
+        ("export", "", "x", "--to", "bin"),
+        ("export", "x", "", "--to", "bin"),
+    ):
+        assert_error(jepa_tok(*arguments), "must not be empty")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.wav", "b.flac"]
 
 

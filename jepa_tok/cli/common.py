@@ -49,11 +49,16 @@ def add_batch_option(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def file_path(text: str) -> Path:
-    """An argparse type: a path, which '' is not, though `Path` takes it for the working folder."""
+def place(text: str) -> str:
+    """An argparse type: a path or a URL, which '' is not, though `Path` takes it for the working folder."""
     if not text:
         raise argparse.ArgumentTypeError("a path must not be empty")
-    return Path(text)
+    return text
+
+
+def file_path(text: str) -> Path:
+    """An argparse type: a local path."""
+    return Path(place(text))
 
 
 def positive(kind: type) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from jepa_tok.cli.common import add_overwrite_option, duration, positive
+from jepa_tok.cli.common import add_overwrite_option, duration, place, positive
 
 
 def add_parser(verbs: Any) -> None:
@@ -20,9 +20,10 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "tokens",
         metavar="TOKENS",
+        type=place,
         help="a tokenized corpus, a .parquet shard, a folder of shards or an exported folder",
     )
-    parser.add_argument("out", metavar="OUT", help="new folder")
+    parser.add_argument("out", metavar="OUT", type=place, help="new folder")
     parser.add_argument(
         "--to", required=True, choices=("parquet", "bin", "jsonl", "kaldi", "shar"),
         help="bin: memory-mapped, for language models; jsonl; kaldi: text files; shar: Lhotse; parquet: shards",

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from jepa_tok.cli.common import place
+
 
 def add_parser(verbs: Any) -> None:
     """Adds the verb."""
@@ -19,7 +21,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "target", metavar="TARGET", help="tokens in any format, or a tokenizer: a folder, a packaged name or a preset"
     )
-    parser.add_argument("out", metavar="OUT", help="folder")
+    parser.add_argument("out", metavar="OUT", type=place, help="folder")
     parser.set_defaults(run=run)
 
 
