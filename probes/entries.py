@@ -204,6 +204,8 @@ class LogMels(Entry):
 def make_entries(specs: Sequence[str], tokens: Sequence[str], device: str) -> list[Entry]:
     """The rows that the command names, and log-mels last. Raises ProbeError for a wrong or repeated name, and what is raised by
     adapters and shards that cannot be had."""
+    if LOGMEL in specs:
+        raise ProbeError(f"`{LOGMEL}` is in every table; leave it out of `--tokenizers`.")
     entries: list[Entry] = []
     for spec in specs:
         latents = spec.startswith(LATENT)

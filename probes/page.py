@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,11 @@ def render(results: dict[str, Any]) -> str:
     title = f"Probes: {results['suite']}"
     links = ", ".join(f'<a href="#{_anchor(t)}">{escape(_title(t))}</a>' for t in results["tables"])
     failed = (
-        f'<p class="note"><b>{results["failed"]} cells failed.</b> The rows below say why.</p>'
-        if results["failed"]
-        else ""
+        f'<p class="note"><b>{results["failed"]} cells failed.</b> The tables say why.</p>' if results["failed"] else ""
     )
     head = (
         f"<header><h1>{escape(title)}</h1><p class=lead>What heads can read in the tokens, beside their controls.</p>"
-        f"<p>{escape(tables.NOTE)}</p><p>{links}</p>{failed}</header>"
+        f"<p>{_prose(tables.NOTE)}</p><p>{links}</p>{failed}</header>"
     )
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in tables.facts(results))
     how = f'<section id="how"><h2>How</h2><p><code>{escape(results["command"])}</code></p><dl class="facts">{facts}</dl></section>'
@@ -55,12 +54,17 @@ def _anchor(table: dict[str, Any]) -> str:
 
 
 def _section(table: dict[str, Any]) -> str:
-    facts = [*tables.notes_of(table), *(f"{key.replace('_', ' ')}: {value}" for key, value in table["splits"].items())]
-    small = "".join(f'<p class="small">{escape(str(line))}</p>' for line in facts)
+    facts = [f"{key.replace('_', ' ')}: {value}" for key, value in table["splits"].items() if value]
+    small = "".join(f'<p class="small">{_prose(line)}</p>' for line in [*tables.notes_of(table), *facts])
     return (
         f'<section id="{_anchor(table)}"><h2>{escape(_title(table))}</h2><p>{escape(table["about"])}</p>'
         f'{_plot(table)}<figure class="broad">{_rows(table)}{small}</figure></section>'
     )
+
+
+def _prose(text: str) -> str:
+    """A sentence whose names stand in backticks."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _plot(table: dict[str, Any]) -> str:
@@ -99,12 +103,12 @@ def _line(table: dict[str, Any], name: str, metrics: dict[str, Any], row: dict[s
     if own and row.get("signal") is False:
         said.append("cannot be told from shuffled labels")
     if own and row["error"]:
-        said.append(f"failed: {row['error']}")
+        said.append("failed, see below")
     values = "".join(f"<td class=n>{_value(metrics.get(m))}</td>" for m in table["better"])
     kind = "soft" if not own else "main" if row["kind"] == "tokenizer" else ""
     return (
         f'<tr class="{kind}"><td>{escape(WORDS.get(name, name))}</td><td class=n>{f"{bits:.0f}" if bits else ""}</td>'
-        f'<td class=n>{f"{rate:g}" if rate else ""}</td>{values}<td><span class="dev">{escape("; ".join(said))}</span></td></tr>'
+        f'<td class=n>{f"{rate:g}" if rate else ""}</td>{values}<td><span class="dev">{_prose("; ".join(said))}</span></td></tr>'
     )
 
 

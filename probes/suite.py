@@ -21,7 +21,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -95,14 +95,17 @@ class Corpus:
         """Of its utterances."""
         return digest(self.utterances)
 
+    def labels(self) -> ProbeData:
+        """The table of a probe's `prepare`, without any frames."""
+        size, none = len(self.utterances), cast("Any", None)
+        ids, info = [u.id for u in self.utterances], [u.info for u in self.utterances]
+        return ProbeData(ids, [none] * size, [0] * size, info, none)
+
     def check_labels(self) -> None:
         """Raises ProbeError where the labels do not allow a task: found out before hours of tokenizing."""
-        size = len(self.utterances)
-        ids, info = [u.id for u in self.utterances], [u.info for u in self.utterances]
-        none: Any = None
         for task in self.tasks:
             try:
-                task.prepare(ProbeData(ids, [none] * size, [0] * size, info, none))
+                task.prepare(self.labels())
             except ProbeError as error:
                 raise ProbeError(f"{self.name}, task `{task.name}`: {error}") from None
 

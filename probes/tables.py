@@ -167,18 +167,15 @@ def cells_of(table: dict[str, Any]) -> list[list[str]]:
     for name, metrics, row in lines_of(table):
         bits = row.get("bits_per_second")
         own = name == row["name"]
-        first = [name if own else f"- {name}", f"{bits:.0f}" if own and bits else ""]
-        if own and row["error"] and not metrics:
-            out.append([*first, row["error"], *[""] * (len(table["better"]) - 1)])
-        else:
-            failed = f" ({row['error']})" if own and row["error"] else ""
-            out.append([first[0] + failed, first[1], *(cell(metrics.get(m)) for m in table["better"])])
+        shown = f"{name} (failed)" if own and row["error"] else name if own else f"- {name}"
+        out.append([shown, f"{bits:.0f}" if own and bits else "", *(cell(metrics.get(m)) for m in table["better"])])
     return out
 
 
 def notes_of(table: dict[str, Any]) -> list[str]:
-    """Sentences below a table."""
-    return [note for note in (*table["notes"], interval_note(table)) if note]
+    """Sentences below a table, failures first."""
+    errors = [f"{row['name']}: {row['error']}" for row in table["rows"] if row["error"]]
+    return [note for note in (*errors, *table["notes"], interval_note(table)) if note]
 
 
 def markdown(results: dict[str, Any]) -> str:
