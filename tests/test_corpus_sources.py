@@ -6,6 +6,7 @@ import http.server
 import io
 import itertools
 import json
+import os
 import re
 import tarfile
 import threading
@@ -150,9 +151,20 @@ def test_allowed_pipes_are_run(kaldi):
 
 
 def test_a_pipe_that_hangs_is_ended(kaldi, monkeypatch):
-    monkeypatch.setattr("jepa_tok.corpus.audio_source.COMMAND_SECONDS", 0.05)
-    (kaldi / "wav.scp").write_text("a sleep 1000 | cat |\n")
-    assert "within 0.05 s" in outcomes(read_corpus(kaldi, allow_pipes=True))[0]
+    monkeypatch.setattr("jepa_tok.corpus.audio_source.COMMAND_SECONDS", 0.2)
+    os.mkfifo("held")
+    held = os.open("held", os.O_RDONLY | os.O_NONBLOCK)
+    (kaldi / "wav.scp").write_text("a sleep 1000 3> held | cat |\n")
+    assert "within 0.2 s" in outcomes(read_corpus(kaldi, allow_pipes=True))[0]
+    for _ in range(500):  # until `sleep`, which is not the command that was started but its child, is gone too
+        try:
+            assert os.read(held, 1) == b""
+            break
+        except BlockingIOError:
+            threading.Event().wait(0.01)
+    else:
+        pytest.fail("sleep goes on")
+    os.close(held)
 
 
 def test_archives_of_wavs(kaldi):

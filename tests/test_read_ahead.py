@@ -60,10 +60,36 @@ def test_no_more_is_held_than_the_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(encode_module, "READ_AHEAD", 2.0)
     rows = clips(tmp_path, [0.5] * 40)
     loaded, load = [], encode_module.load_clip
-    monkeypatch.setattr(encode_module, "load_clip", lambda u, rate: loaded.append(u.id) or load(u, rate))
+    monkeypatch.setattr(encode_module, "load_clip", lambda u, *rest: loaded.append(u.id) or load(u, *rest))
     for done, _ in encode_utterances(rows, Stub(), workers=3):
         assert len(loaded) <= done + 1 + 4 + 3  # what is done, what the bound allows, and what threads had begun
     assert len(loaded) == 40
+
+
+def test_clips_that_are_being_read_count_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("jepa_tok.audio.BLOCK", RATE)
+    monkeypatch.setattr(encode_module, "LONG", 15.0)
+    rows = clips(tmp_path, [10.0, 10.0, 20.0, 20.0, 10.0, 20.0, 0.5])
+    rows.insert(3, Utterance("none", str(tmp_path / "none.wav")))
+    most, hold = [], encode_module._Reader._hold
+
+    def watched(self, i, samples):
+        most.append(sum(self._held.copy().values()) + samples)
+        hold(self, i, samples)
+
+    monkeypatch.setattr(encode_module._Reader, "_hold", watched)
+    with encode_module._Reader(rows, RATE, 4, 2.0) as reader:
+        found = ["bad" if isinstance(c, AudioError) else c if c is None else len(c) / RATE for c in reader]
+        assert found == [10.0, 10.0, None, "bad", None, 10.0, None, 0.5]
+        assert reader._total == 0 and not reader._held
+    assert max(most) <= (2 + 15 + 4) * RATE  # the bound, the clip that is due, a block for each thread
+
+
+def test_a_reader_that_waits_ends_with_its_loop(tmp_path, monkeypatch):
+    monkeypatch.setattr("jepa_tok.audio.BLOCK", RATE)
+    with encode_module._Reader(clips(tmp_path, [5.0] * 4), RATE, 3, 1.0) as reader:
+        next(iter(reader))
+    assert not any(thread.is_alive() for thread in reader._threads)
 
 
 def test_batches_do_not_depend_on_threads(tmp_path):
@@ -86,6 +112,24 @@ def test_commands_end_with_their_reader(tmp_path):
     for i in range(2):
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / f"{i}").read_text()), 0)
+
+
+def test_a_command_that_starts_while_its_reader_ends_ends_too(tmp_path, monkeypatch):
+    row = Utterance("a", "a", part=audio_source.Command("sleep 1000 | cat"))
+    begun, which = threading.Event(), audio_source.shutil.which
+
+    def wait_for_the_end(name):
+        begun.set()
+        with reader._changed:
+            while not reader._closed:
+                reader._changed.wait()
+        threading.Event().wait(0.1)  # end_commands has seen no command
+        return which(name)
+
+    monkeypatch.setattr(audio_source.shutil, "which", wait_for_the_end)
+    with encode_module._Reader([row], RATE, 1, 1.0) as reader:
+        begun.wait()
+    assert not any(thread.is_alive() for thread in reader._threads)
 
 
 def test_large_parts_are_read_in_place(tmp_path, monkeypatch):

@@ -246,7 +246,8 @@ def _run(line: str, name: str) -> BinaryIO:
         try:
             status = process.wait(COMMAND_SECONDS)
         except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may have ended by itself meanwhile
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jepa_tok.corpus.audio_source import end_commands, open_audio
@@ -90,14 +91,21 @@ def _encode_long(u: Utterance, tokenizer: Any, batch_seconds: float | None) -> T
 
 
 class _Reader:
-    """The clips of utterances in order, read by threads: wave [S], None for one longer than LONG, or the AudioError."""
+    """The clips of utterances in order, read by threads: wave [S], None for one longer than LONG, or the AudioError.
+
+    What the threads hold is counted as they read it, done or not. At the bound they wait, but for the one whose clip is due:
+    without it nothing would go on. So no more is held than the bound, the clip that is due, and a block for each thread (twice a
+    clip while its blocks are joined).
+    """
 
     def __init__(self, utterances: Sequence[Utterance], rate: int, workers: int, seconds: float) -> None:
-        self._utterances, self._rate, self._limit = utterances, rate, seconds
+        self._utterances, self._rate, self._limit = utterances, rate, round(seconds * rate)
         self._changed = threading.Condition()
         self._next = 0  # index that is read next
+        self._due = 0  # index that is given next
         self._ready: dict[int, Any] = {}
-        self._seconds = 0.0  # of audio in `_ready`
+        self._held: dict[int, int] = {}  # samples of each clip that is ready or being read
+        self._total = 0  # of them all
         self._closed = False
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
 
@@ -114,19 +122,22 @@ class _Reader:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        # They end with their clip; a process that ends before them can crash in the libraries they are in.
-        end_commands(self._threads)
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(timeout=2.0)
+        # They end with their block; a process that ends before them can crash in the libraries they are in. A command may have
+        # been about to start, so that its thread is asked more than once.
+        deadline = time.monotonic() + 2.0
+        while (alive := [t for t in self._threads if t.is_alive()]) and time.monotonic() < deadline:
+            end_commands(alive)
+            alive[0].join(timeout=0.05)
 
     def __iter__(self) -> Iterator[Tensor | AudioError | None]:
         for i in range(len(self._utterances)):
             with self._changed:
+                self._due = i
+                self._changed.notify_all()
                 while i not in self._ready:
                     self._changed.wait()
                 clip = self._ready.pop(i)
-                self._seconds -= self._size(clip)
+                self._total -= self._held.pop(i, 0)
                 self._changed.notify_all()
             if isinstance(clip, BaseException) and not isinstance(clip, AudioError):
                 raise clip  # a fault of ours, not of the file
@@ -136,28 +147,37 @@ class _Reader:
         while True:
             with self._changed:
                 # Bad files weigh nothing, so their number is bounded too.
-                while not self._closed and (self._seconds >= self._limit or len(self._ready) >= 10_000):
+                while not self._closed and (self._total >= self._limit or len(self._ready) >= 10_000):
                     self._changed.wait()
                 i, self._next = self._next, self._next + 1
                 if self._closed or i >= len(self._utterances):
                     return
             try:
-                clip: Any = load_clip(self._utterances[i], self._rate)
+                clip: Any = load_clip(self._utterances[i], self._rate, lambda samples: self._hold(i, samples))  # noqa: B023
             except BaseException as error:
                 clip = error
             with self._changed:
                 self._ready[i] = clip
-                self._seconds += self._size(clip)
+                if clip is None or isinstance(clip, BaseException):
+                    self._total -= self._held.pop(i, 0)
                 self._changed.notify_all()
 
-    def _size(self, clip: Any) -> float:
-        if clip is None:  # nothing is held, but to find out took as long as to read that much
-            return LONG
-        return 0.0 if isinstance(clip, BaseException) else len(clip) / self._rate
+    def _hold(self, i: int, samples: int) -> None:
+        """Counts samples that were read of clip `i`, and waits until there is room for more."""
+        with self._changed:
+            self._held[i] = self._held.get(i, 0) + samples
+            self._total += samples
+            while self._total >= self._limit and i != self._due and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                raise InterruptedError("nobody waits for the clip any more")
 
 
-def load_clip(u: Utterance, rate: int) -> Tensor | None:
-    """Mono float32 [S] of an utterance, or None if it is longer than LONG; raises AudioError for a bad file."""
+def load_clip(u: Utterance, rate: int, hold: Callable[[int], None] = lambda samples: None) -> Tensor | None:
+    """Mono float32 [S] of an utterance, or None if it is longer than LONG; raises AudioError for a bad file.
+
+    `hold` is told the samples of each block that is held from then on.
+    """
     import torch
 
     from jepa_tok.audio import AudioFile
@@ -169,6 +189,7 @@ def load_clip(u: Utterance, rate: int) -> Tensor | None:
             size += len(block)
             if size > LONG * rate:
                 return None
+            hold(len(block))
     _check_end(u, size / rate)
     return torch.cat(blocks)
 
