@@ -96,10 +96,43 @@ class CodecConfig:
     freeze_encoder: bool = True
     """Whether encoder and quantiser stay as they are (the paper's code); its text fine-tunes the encoder: `false`."""
 
+    average_decay: float = 0.0
+    """Decay of a moving average of all that trains but the discriminators; the tokenizer is made of it. 0: none (paper)."""
+
     stft_ffts: list[int] = field(default_factory=lambda: [2048, 1024, 512, 256, 128])
     """FFT sizes of the multi-resolution STFT loss; hops are a quarter."""
 
+    mel_ffts: list[int] = field(default_factory=lambda: [2048, 1024, 512, 256])
+    """FFT sizes of the multi-scale mel loss; hops are a quarter, filters a sixteenth."""
+
     l1_weight: float = 1.0
     stft_weight: float = 2.0
+
+    mel_weight: float = 0.0
+    """Weight of the multi-scale mel loss; 0 leaves it out (paper)."""
+
     adversarial_weight: float = 0.1
     """Weight of (LSGAN + feature matching)."""
+
+    adversarial_seconds: float = 0.0
+    """The discriminators judge a random segment of this length of each clip, while encoder and generator have all of it
+    for context; 0: the whole clip (paper)."""
+
+    usage_weight: float = 0.0
+    """Fine-tuned encoders: weight of the penalty on dimensions whose bounded values are not spread evenly over the levels."""
+
+    def check(self) -> None:
+        """Raises ConfigError where fields contradict each other."""
+        self.tokenizer.check()
+        if not 0.0 <= self.average_decay < 1.0:
+            raise ConfigError(f"`average_decay` must lie in [0, 1), but is {self.average_decay} instead.")
+        for name in (
+            "l1_weight",
+            "stft_weight",
+            "mel_weight",
+            "adversarial_weight",
+            "adversarial_seconds",
+            "usage_weight",
+        ):
+            if getattr(self, name) < 0.0:
+                raise ConfigError(f"`{name}` must be at least 0, but is {getattr(self, name)} instead.")

@@ -122,8 +122,10 @@ def test_the_generator_can_learn_from_fixed_discriminators() -> None:
 
 
 def test_generator_loss_is_the_weighted_sum() -> None:
-    out = build(dataclasses.replace(CONFIG, l1_weight=3.0, stft_weight=0.5, adversarial_weight=0.2))(sines())
-    total = 3.0 * out.l1 + 0.5 * out.stft + 0.2 * (out.adversarial + out.feature_matching)
+    weights = {"l1": 3.0, "stft": 0.5, "mel": 0.7, "adversarial": 0.2, "usage": 0.3}
+    out = build(dataclasses.replace(CONFIG, **{f"{name}_weight": value for name, value in weights.items()}))(sines())
+    total = sum(value * getattr(out, name) for name, value in weights.items()) + 0.2 * out.feature_matching
+    assert out.mel > 0 and out.usage > 0
     torch.testing.assert_close(out.generator_loss, total)
 
 
@@ -171,6 +173,73 @@ def test_a_frozen_encoder_makes_the_tokenizer_s_codes_under_autocast_too() -> No
     with torch.autocast("cpu", torch.bfloat16):
         codes = codec(wave).codes
     assert torch.equal(codes, codec.fsq.quantize(codec.encoder(wave).latents))
+
+
+@pytest.mark.parametrize("config", [CONFIG, FINE_TUNED])
+def test_evaluation_runs_with_the_moving_average(config: CodecConfig) -> None:
+    codec = build(dataclasses.replace(config, average_decay=0.5)).train()
+    codec.sync_average()
+    parts = {"generator"} if config.freeze_encoder else {"encoder", "fsq", "generator"}
+    start = {n: p.clone() for n, p in codec.named_parameters()}
+    for updates in (1, 2):
+        with torch.no_grad():
+            for p in codec.generator.parameters():
+                p.add_(1.0)
+        codec.update_average()
+        # (1 + n) / (10 + n) of the old at first: 2/11, then 3/12 of it, so that the start does not linger.
+        weight = [2 / 11, 3 / 12][updates - 1]
+        expected = (1 - weight) if updates == 1 else weight * (1 - 2 / 11) + (1 - weight) * 2
+    for name, p in codec.named_parameters():
+        if name.startswith("average.generator"):
+            torch.testing.assert_close(p, start[name] + expected, atol=1e-5, rtol=1e-5)
+    assert codec.average is not None and set(codec.average) == parts
+    assert not any(p.requires_grad for p in codec.freeze().average.parameters())
+    wave = sines(1, 777)
+    trained = codec.reconstruct(wave)[2]
+    averaged = codec.eval().reconstruct(wave)[2]
+    codec.sync_average()
+    assert not torch.equal(averaged, trained)
+    torch.testing.assert_close(codec.reconstruct(wave)[2], trained)
+
+
+def test_discriminators_judge_a_segment_of_each_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = build(dataclasses.replace(CONFIG, adversarial_seconds=0.02)).train()  # 480 samples
+    wave = torch.arange(1.0, 1991.0).repeat(3, 1)  # samples tell where they were
+    lengths = torch.tensor([1990, 481, 300])
+    heard = []
+    forward = codec.discriminator.forward
+    monkeypatch.setattr(codec.discriminator, "forward", lambda w, n: heard.append((w, n)) or forward(w, n))
+    starts = set()
+    for _ in range(20):
+        heard.clear()
+        out = codec(wave, lengths)
+        segment, sizes = heard[0]
+        assert segment.shape == (3, 480) and sizes.tolist() == [480, 480, 300]
+        for row, size, length in zip(segment, sizes.tolist(), lengths.tolist()):
+            assert torch.equal(row[:size].diff(), torch.ones(size - 1)) and row[size - 1] <= length
+            assert row[size:].eq(0).all()
+        starts.add(int(segment[0, 0]))
+        begin = int(segment[0, 0]) - 1
+        assert torch.equal(heard[1][0][0], out.reconstruction[0, begin : begin + 480].detach())
+    assert len(starts) > 10
+    heard.clear()
+    codec.eval()(wave, lengths)
+    assert heard[0][0].shape == wave.shape
+
+
+def test_the_usage_penalty_spreads_a_dimension_over_its_levels() -> None:
+    codec = build(dataclasses.replace(FINE_TUNED, usage_weight=1.0)).train()
+    with torch.no_grad():
+        codec.fsq.bias.fill_(3.0)  # all in the highest level
+    wave, optimizer = 0.1 * torch.randn(4, 4000), torch.optim.Adam(codec.fsq.parameters(), lr=0.1)
+    before = codec(wave, adversarial=False, disc=False)
+    assert before.codes.eq(3).float().mean() > 0.9
+    for _ in range(100):
+        optimizer.zero_grad()
+        codec(wave, adversarial=False, disc=False).usage.backward()
+        optimizer.step()
+    after = codec(wave, adversarial=False, disc=False)
+    assert after.usage < 0.05 * before.usage and 0.1 < after.codes.eq(3).float().mean() < 0.4
 
 
 @pytest.mark.parametrize("config", [CONFIG, FINE_TUNED])

@@ -12,6 +12,7 @@ from jepa_tok.models.losses import (
     generator_loss,
     l1_loss,
     magnitudes,
+    mel_loss,
     stft_loss,
 )
 
@@ -53,6 +54,21 @@ def test_padding_is_not_heard_by_the_stft_loss(length: int) -> None:
     alone = stft_loss(fake[:1, :length], real[:1, :length], ffts=FFTS)
     padded = stft_loss(fake[:1], real[:1], lengths[:1], ffts=FFTS)  # noise behind the end
     torch.testing.assert_close(alone, padded)
+
+
+def test_mel_loss_of_a_gain_is_its_logarithm_where_there_is_sound() -> None:
+    _, real, _ = waves(2000)
+    loss = mel_loss(2 * real, real, ffts=[512, 256], sample_rate=24_000).item()
+    assert loss == pytest.approx(torch.tensor(2.0).log().item(), rel=1e-2)
+    quiet = 1e-7 * real
+    assert mel_loss(2 * quiet, quiet, ffts=[512], sample_rate=24_000).item() < 0.01  # below the floor
+
+
+@pytest.mark.parametrize("length", [1, 511, 900])
+def test_padding_is_not_heard_by_the_mel_loss(length: int) -> None:
+    fake, real, lengths = waves(length, 900)
+    alone = mel_loss(fake[:1, :length], real[:1, :length], ffts=[512, 128], sample_rate=24_000)
+    torch.testing.assert_close(alone, mel_loss(fake[:1], real[:1], lengths[:1], ffts=[512, 128], sample_rate=24_000))
 
 
 def test_stft_loss_of_a_batch_weighs_clips_by_frames() -> None:

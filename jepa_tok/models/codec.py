@@ -10,6 +10,7 @@ pass. Discriminator parameters are those whose names match `(module\\.)?discrimi
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,14 @@ from jepa_tok.models.encoder import Encoder, EncoderOutput
 from jepa_tok.models.fsq import FSQ
 from jepa_tok.models.generator import Generator
 from jepa_tok.models.layers import sequence_mask
-from jepa_tok.models.losses import discriminator_loss, feature_matching_loss, generator_loss, l1_loss, stft_loss
+from jepa_tok.models.losses import (
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+    l1_loss,
+    mel_loss,
+    stft_loss,
+)
 from jepa_tok.training_config import CodecConfig
 
 
@@ -30,13 +38,19 @@ class CodecOutput:
     """Losses (float32 scalars) and what they were computed from."""
 
     generator_loss: Tensor
-    """l1_weight * l1 + stft_weight * stft + adversarial_weight * (adversarial + feature_matching)."""
+    """Sum of l1, stft, mel, adversarial + feature_matching and usage, each times its weight."""
 
     discriminator_loss: Tensor
     """Least-squares GAN loss of the discriminators, summed over them; 0 where they did not run."""
 
     l1: Tensor
     stft: Tensor
+    mel: Tensor
+    """Exactly 0 with `mel_weight` 0."""
+
+    usage: Tensor
+    """Exactly 0 with `usage_weight` 0."""
+
     adversarial: Tensor
     """Least-squares GAN loss of the generator; exactly 0 without `adversarial`."""
 
@@ -59,18 +73,27 @@ class CodecOutput:
 class Codec(nn.Module):
     """Trains the tokenizer's decoder, and with `freeze_encoder=False` its encoder through the straight-through quantiser.
 
+    With `average_decay`, `average` holds a moving average of the weights of what trains; evaluation runs with it.
+
     :param config: Shapes and loss weights.
     :raises ConfigError: Fields of `config` contradict each other.
     """
 
+    updates: Tensor
+
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
-        config.tokenizer.check()
+        config.check()
         self.config = config
         self.encoder = Encoder(config.tokenizer.encoder)
         self.fsq = FSQ(config.tokenizer.quantizer)
         self.generator = Generator(config.tokenizer.generator)
         self.discriminator = Discriminator(config.discriminator)
+        self.average: nn.ModuleDict | None = None
+        if config.average_decay:
+            parts = ("generator",) if config.freeze_encoder else ("encoder", "fsq", "generator")
+            self.average = nn.ModuleDict({name: copy.deepcopy(getattr(self, name)) for name in parts})
+            self.register_buffer("updates", torch.zeros((), dtype=torch.float32))
         self.freeze().train()
 
     def freeze(self) -> Codec:
@@ -81,13 +104,47 @@ class Codec(nn.Module):
         if self.config.freeze_encoder:
             self.encoder.requires_grad_(False)
             self.fsq.requires_grad_(False)
+        if self.average is not None:
+            self.average.requires_grad_(False)
         return self
 
     def train(self, mode: bool = True) -> Codec:
         """As of any module, but the encoder stays in evaluation mode: dropout would flip codes that the tokenizer keeps."""
         super().train(mode)
         self.encoder.eval()
+        if self.average is not None:
+            self.average.eval()
         return self
+
+    def part(self, name: str) -> nn.Module:
+        """`encoder`, `fsq` or `generator`: as it trains in training mode, in evaluation its average where there is one."""
+        if self.average is not None and not self.training and name in self.average:
+            return self.average[name]
+        return getattr(self, name)
+
+    @torch.no_grad()
+    def sync_average(self) -> None:
+        """Sets the average to the weights as they are, as at the start of a run."""
+        if self.average is not None:
+            for name, average in self.average.items():
+                average.load_state_dict(getattr(self, name).state_dict())
+            self.updates.zero_()
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """One step of the moving average, after each optimizer step; the first steps count for more, so that it starts warm."""
+        if self.average is None:
+            return
+        self.updates += 1
+        # A tensor, not a number: nothing waits for the device.
+        share = 1.0 - ((1.0 + self.updates) / (10.0 + self.updates)).clamp_max(self.config.average_decay)
+        for name, average in self.average.items():
+            averages = list(average.parameters())
+            if not averages:  # a quantiser bounded by `tanh`
+                continue
+            steps = torch._foreach_sub(list(getattr(self, name).parameters()), averages)
+            torch._foreach_mul_(steps, share)
+            torch._foreach_add_(averages, steps)
 
     def forward(
         self, wave: Tensor, lengths: Tensor | None = None, adversarial: bool = True, disc: bool = True
@@ -105,27 +162,36 @@ class Codec(nn.Module):
             wave = wave * sequence_mask(lengths, wave.shape[1])
         encoded, codes, fake = self.reconstruct(wave, lengths)
 
+        c = self.config
         zero = fake.new_zeros(())
-        d_loss = adversarial_loss = matching = zero
+        d_loss = adversarial_loss = matching = mel = usage = zero
         if disc or adversarial:
+            real_part, fake_part, sizes = self._segments(wave, fake, lengths)
             with torch.set_grad_enabled(disc and torch.is_grad_enabled()):
-                real_maps = self.discriminator(wave, lengths)
+                real_maps = self.discriminator(real_part, sizes)
         if disc:
-            d_loss = discriminator_loss(real_maps, self.discriminator(fake.detach(), lengths))
+            d_loss = discriminator_loss(real_maps, self.discriminator(fake_part.detach(), sizes))
         if adversarial:
-            fake_maps = self._judge(fake, lengths)
+            fake_maps = self._judge(fake_part, sizes)
             adversarial_loss = generator_loss(fake_maps)
             matching = feature_matching_loss(real_maps, fake_maps)
 
-        c = self.config
         l1 = l1_loss(fake, wave, lengths)
         stft = stft_loss(fake, wave, lengths, ffts=c.stft_ffts)
         g_loss = c.l1_weight * l1 + c.stft_weight * stft + c.adversarial_weight * (adversarial_loss + matching)
+        if c.mel_weight:
+            mel = mel_loss(fake, wave, lengths, ffts=c.mel_ffts, sample_rate=c.tokenizer.encoder.sample_rate)
+            g_loss = g_loss + c.mel_weight * mel
+        if c.usage_weight:
+            usage = self._usage(encoded)
+            g_loss = g_loss + c.usage_weight * usage
         return CodecOutput(
             generator_loss=g_loss,
             discriminator_loss=d_loss,
             l1=l1,
             stft=stft,
+            mel=mel,
+            usage=usage,
             adversarial=adversarial_loss,
             feature_matching=matching,
             reconstruction=fake,
@@ -142,9 +208,9 @@ class Codec(nn.Module):
             with torch.no_grad(), torch.autocast(wave.device.type, enabled=False):
                 encoded = self.encoder(wave, lengths)
         else:
-            encoded = self.encoder(wave, lengths)
-        quantised, codes = self.fsq(encoded.latents)
-        fake = self.generator(quantised, encoded.lengths)[:, : wave.shape[1]]
+            encoded = self.part("encoder")(wave, lengths)
+        quantised, codes = self.part("fsq")(encoded.latents)
+        fake = self.part("generator")(quantised, encoded.lengths)[:, : wave.shape[1]]
         if lengths is not None:  # the last frame reaches past the clip's last sample
             fake = fake * sequence_mask(lengths, wave.shape[1])
         return encoded, codes, fake
@@ -154,3 +220,28 @@ class Codec(nn.Module):
         constants = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         constants.update(self.discriminator.named_buffers())
         return functional_call(self.discriminator, constants, (fake, lengths))
+
+    def _segments(self, wave: Tensor, fake: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the discriminators judge of [B, S]: all of it, or in training a random segment of each clip."""
+        size = round(self.config.adversarial_seconds * self.config.tokenizer.encoder.sample_rate)
+        if not self.training or size == 0 or size >= wave.shape[1]:
+            return wave, fake, lengths
+        if lengths is None:
+            lengths = torch.full((len(wave),), wave.shape[1], device=wave.device)
+        room = (lengths - size).clamp_min(0)
+        start = (torch.rand(len(wave), device=wave.device) * (room + 1)).long().clamp_max(room)
+        index = start[:, None] + torch.arange(size, device=wave.device)
+        return wave.gather(1, index), fake.gather(1, index), lengths.clamp_max(size)
+
+    def _usage(self, encoded: EncoderOutput) -> Tensor:
+        """How far each dimension's bounded values are from even use of (-1, 1), by their first two moments; mean over D.
+
+        Even values have mean 0 and mean square 1/3. Without this a fine-tuned encoder drives dimensions into a single level,
+        from where no gradient leads back.
+        """
+        real = sequence_mask(encoded.lengths, encoded.latents.shape[1])[..., None]
+        with torch.autocast(encoded.latents.device.type, enabled=False):
+            values = self.part("fsq").bound(encoded.latents) * real  # [B, T, D]
+            count = real.sum()
+            mean, square = values.sum((0, 1)) / count, values.square().sum((0, 1)) / count
+            return (mean.square() + (square - 1.0 / 3.0).square()).mean()

@@ -24,9 +24,9 @@ def _mel_to_hz(mel: Tensor) -> Tensor:
     return torch.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * torch.exp((mel - 15.0) * math.log(6.4) / 27.0))
 
 
-@lru_cache(maxsize=16)
-def _filters(sample_rate: int, n_fft: int, n_mels: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Hann window [n_fft] and triangular filters [n_fft // 2 + 1, M], each filter summing to one."""
+@lru_cache(maxsize=32)
+def mel_filters(sample_rate: int, n_fft: int, n_mels: int, device: torch.device) -> Tensor:
+    """Triangular filters [n_fft // 2 + 1, M] on Slaney's scale up to half the sample rate, each summing to one."""
     # Plain tensors, not buffers: casting the model to bf16 must not touch them. Not inference tensors either, since one
     # cached table serves training and inference.
     with torch.inference_mode(False), torch.no_grad():
@@ -40,8 +40,14 @@ def _filters(sample_rate: int, n_fft: int, n_mels: int, device: torch.device) ->
         empty = triangles.sum(0) == 0.0
         triangles[nearest[empty], empty.nonzero().squeeze(1)] = 1.0
         triangles /= triangles.sum(0)
-        window = torch.hann_window(n_fft, dtype=torch.float64)
-        return window.float().to(device), triangles.float().to(device)
+        return triangles.float().to(device)
+
+
+@lru_cache(maxsize=16)
+def _window(n_fft: int, device: torch.device) -> Tensor:
+    """Hann window [n_fft]."""
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.hann_window(n_fft, dtype=torch.float64).float().to(device)
 
 
 class LogMel(nn.Module):
@@ -64,7 +70,8 @@ class LogMel(nn.Module):
     def forward(self, wave: Tensor, state: StreamState | None = None) -> Tensor:
         """[B, S], zero outside each clip -> [B, L, M] with L = ceil(S / hop)."""
         with torch.autocast(wave.device.type, enabled=False):
-            window, filters = _filters(self.sample_rate, self.n_fft, self.n_mels, wave.device)
+            window = _window(self.n_fft, wave.device)
+            filters = mel_filters(self.sample_rate, self.n_fft, self.n_mels, wave.device)
             steps = -(-wave.shape[-1] // self.hop)
             left = self.n_fft - self.hop if self.causal else (self.n_fft - self.hop) // 2
             right = (steps - 1) * self.hop + self.n_fft - left - wave.shape[-1]

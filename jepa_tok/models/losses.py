@@ -1,4 +1,4 @@
-"""Losses of stage 2 (paper, section 3.4): L1, multi-resolution STFT, least-squares GAN, feature matching.
+"""Losses of stage 2: L1, multi-resolution STFT, least-squares GAN, feature matching (paper, section 3.4); multi-scale mel.
 
     B clips   S samples   F frequency bins   L steps of a feature map
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jepa_tok.models.discriminator import Feature
 from jepa_tok.models.layers import sequence_mask
+from jepa_tok.models.logmel import LogMel, mel_filters
 
 LOG_EPSILON = 1e-5
 """Added to magnitudes before the logarithm: the level below which a bin counts as silent (paper, section 3.4)."""
@@ -48,6 +49,31 @@ def stft_loss(fake: Tensor, real: Tensor, lengths: Tensor | None = None, *, ffts
         valid = None if lengths is None else sequence_mask(lengths // hop + 1, a.shape[1])
         total = total + _mean((a - b).abs(), valid)
         total = total + _mean(((a + LOG_EPSILON).log() - (b + LOG_EPSILON).log()).abs(), valid)
+    return total / len(ffts)
+
+
+def mel_loss(
+    fake: Tensor, real: Tensor, lengths: Tensor | None = None, *, ffts: Sequence[int], sample_rate: int
+) -> Tensor:
+    """L1 of log-mel magnitudes in nats, averaged over window sizes (HiFi-GAN, equation 6; several scales as in DAC, arXiv 2306.06546).
+
+    Each window of N samples has N / 16 filters. Levels below `LogMel.FLOOR` (about -90 dBFS) count as silent: what recordings
+    hold below is noise of their making, and the empty band above 8 kHz of speech that was once at 16 kHz.
+
+    :param fake, real: [B, S]; samples past a clip's length are taken as zeros.
+    :param lengths: Samples of each clip [B]; None if each has S.
+    :returns: Scalar.
+    """
+    if lengths is not None:
+        mask = sequence_mask(lengths, real.shape[1])
+        fake, real = fake * mask, real * mask
+    total = fake.new_zeros((), dtype=torch.float32)
+    for n_fft in ffts:
+        hop = n_fft // 4
+        filters = mel_filters(sample_rate, n_fft, max(n_fft // 16, 1), real.device)
+        with torch.autocast(real.device.type, enabled=False):
+            a, b = ((magnitudes(x, n_fft, hop) @ filters + LogMel.FLOOR).log() for x in (fake, real))  # [B, L, M]
+        total = total + _mean((a - b).abs(), None if lengths is None else sequence_mask(lengths // hop + 1, a.shape[1]))
     return total / len(ffts)
 
 

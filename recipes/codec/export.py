@@ -13,7 +13,7 @@ from jepa_tok.training_config import CodecConfig
 
 
 def export_codec(run_dir: str | Path, out_dir: str | Path, step: int | None = None, name: str | None = None) -> str:
-    """Writes encoder, quantiser and generator of a checkpoint as `config.json` + `model.safetensors`.
+    """Writes encoder, quantiser and generator of a checkpoint, averaged where they are, as `config.json` + `model.safetensors`.
 
     :param step: Which checkpoint; the last by default.
     :param name: Name in the tokenizer's config; the architecture's by default.
@@ -30,7 +30,8 @@ def export_codec(run_dir: str | Path, out_dir: str | Path, step: int | None = No
         config.tokenizer.name = name
     tokenizer = SpeechTokenizer.from_config(config.tokenizer)
     for part in ("encoder", "fsq", "generator"):
-        getattr(tokenizer, part).load_state_dict(part_of(state, part))
+        averaged = part_of(state, f"average.{part}")
+        getattr(tokenizer, part).load_state_dict(averaged or part_of(state, part))
     tokenizer.save_pretrained(out_dir)
     return tokenizer.hash
 

@@ -49,6 +49,7 @@ class CodecRecipe(Recipe):
                     config.dataset.crop_seconds,
                 )
                 calibrate_quantiser(model.encoder, model.fsq, waves, config.calibration_frames)
+            model.sync_average()
         model.freeze()  # fairseq2 has just turned on all gradients
         model.train()
         return model
@@ -66,6 +67,7 @@ class CodecRecipe(Recipe):
             accumulate=config.trainer.grad_accumulation.num_batches,
         )
         base = context.get_model_as(Codec)
+        context.get_optimizer().register_step_post_hook(lambda *_: base.update_average())
         train_unit = CodecTrainUnit(
             context.get_data_parallel_model(),
             discriminator_start=config.gan.discriminator_start,

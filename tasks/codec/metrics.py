@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.speech import SPEECH_METRICS, float_metric
 
-LOSSES = ("generator_loss", "discriminator_loss", "l1", "stft", "adversarial", "feature_matching")
+LOSSES = ("generator_loss", "discriminator_loss", "l1", "stft", "mel", "usage", "adversarial", "feature_matching")
 """Fields of `CodecOutput` that are recorded in training."""
 
 CODES = ("code_usage", "dead_dims", "between_clip_share", "effective_rank")
@@ -14,8 +14,10 @@ CODEC_METRICS = [
     float_metric("discriminator_loss", "Discriminator Loss", 201),
     float_metric("l1", "L1", 202),
     float_metric("stft", "STFT Loss", 203),
-    float_metric("adversarial", "Adversarial Loss", 204),
-    float_metric("feature_matching", "Feature Matching", 205),
+    float_metric("mel", "Mel Loss (nats)", 204),
+    float_metric("usage", "Usage Penalty", 205),
+    float_metric("adversarial", "Adversarial Loss", 206),
+    float_metric("feature_matching", "Feature Matching", 207),
     float_metric("code_usage", "Code Usage", 220, higher_better=True),
     float_metric("dead_dims", "Dead Dimensions", 221),
     float_metric("between_clip_share", "Between-Clip Share", 222, higher_better=True),

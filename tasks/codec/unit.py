@@ -79,7 +79,7 @@ class CodecEvalUnit(EvalUnit[SpeechBatch]):
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
-        for name in ("l1", "stft", *CODES):
+        for name in ("l1", "stft", "mel", *CODES):
             metric_bag.add(name, Mean())
         metric_bag.add("num_examples", Sum())
         self._clips, self._frames = [], 0
@@ -92,7 +92,7 @@ class CodecEvalUnit(EvalUnit[SpeechBatch]):
     def process_batch(self, batch: SpeechBatch, metric_bag: MetricBag) -> None:
         output: CodecOutput = self._base(batch.wave, batch.lengths, adversarial=False, disc=False)
         clips = len(batch.ids)
-        for name in ("l1", "stft"):
+        for name in ("l1", "stft", "mel"):
             metric_bag.get(name, Mean).update(getattr(output, name), weight=clips)
         metric_bag.get("num_examples", Sum).update(clips)
         for z, codes, frames in zip(output.latents.float().cpu(), output.codes.cpu(), output.frame_lengths.tolist()):

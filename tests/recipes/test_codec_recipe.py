@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -42,6 +43,9 @@ SMALL = [
     "model.config_overrides.discriminator.periods=[2,3]",
     "model.config_overrides.discriminator.scales=1",
     "model.config_overrides.stft_ffts=[512,128]",
+    "model.config_overrides.mel_weight=1.0",
+    "model.config_overrides.adversarial_seconds=0.2",
+    "model.config_overrides.average_decay=0.9",
     "dataset.batch_size=4",
     "dataset.crop_seconds=0.4",
     "dataset.pad_seconds=0.4",
@@ -135,9 +139,9 @@ def test_run_exports_as_tokenizer(uninterrupted, tmp_path) -> None:
     hash = export_codec(uninterrupted, tmp_path / "tokenizer", name="mine")
     tokenizer = SpeechTokenizer.from_pretrained(tmp_path / "tokenizer")
     assert tokenizer.hash == hash and tokenizer.config.name == "mine"
-    state = find_checkpoint(uninterrupted).state(lambda: Codec(small_codec()))
+    state = find_checkpoint(uninterrupted).state(lambda: Codec(dataclasses.replace(small_codec(), average_decay=0.9)))
     for part in ("encoder", "fsq", "generator"):
-        weights = part_of(state, part)
+        weights = part_of(state, "average.generator" if part == "generator" else part)
         assert weights or part == "fsq"
         for name, value in getattr(tokenizer, part).state_dict().items():
             assert torch.equal(value, weights[name])
