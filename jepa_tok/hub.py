@@ -1,8 +1,9 @@
 """Tokenizer folders: finding, reading and writing them.
 
-A folder holds `config.json`, {"format": "jepa-tok/1", "hash": ..., "config": {...}}, and `model.safetensors`, the weights of
-inference: never a pickle. `hash` may be absent; where it stands, weights that do not give it are refused, so that a folder
-whose two files do not belong together cannot make tokens.
+A folder holds `config.json`, {"format": "jepa-tok/1", "hash": ..., "weights": ..., "config": {...}}, and `model.safetensors`, the
+weights of inference: never a pickle. `hash` may be absent; where it stands, weights that do not give it are refused, so that a
+folder whose two files do not belong together cannot make tokens. `weights` is `full`, also where it is absent, or `int8`
+(`compact`); the hash is that of the weights as they are loaded, whichever way they are stored.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from jepa_tok.compact import compact as compacted
+from jepa_tok.compact import expand
 from jepa_tok.config import TokenizerConfig, differences, from_dict, to_dict
 from jepa_tok.errors import ConfigError
 
 FORMAT = "jepa-tok/1"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+FULL, INT8 = "full", "int8"
+"""Ways to store the weights."""
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 """Packaged tokenizers, one folder each."""
 
@@ -38,6 +43,10 @@ class TokenizerFolder:
     path: Path
     config: TokenizerConfig
     tensors: dict[str, Tensor]
+    """Weights by name, as a model takes them."""
+    hash: str
+    weights: str
+    """How they are stored: `full` or `int8`."""
 
 
 def list_pretrained() -> list[str]:
@@ -45,27 +54,42 @@ def list_pretrained() -> list[str]:
     return sorted(p.parent.name for p in CHECKPOINTS.glob(f"*/{CONFIG_FILE}"))
 
 
+def find_pretrained(name_or_folder: str | os.PathLike[str]) -> Path | None:
+    """The tokenizer folder that is meant, or None where there is none.
+
+    A folder that is there and holds a config.json comes first, then the packaged tokenizer of that name: `small` means the
+    packaged one unless the working folder has a tokenizer folder `small`; `./small` never does.
+    """
+    folder = Path(name_or_folder).expanduser()
+    if (folder / CONFIG_FILE).is_file() and os.fspath(name_or_folder):
+        return folder
+    return CHECKPOINTS / name_or_folder if os.fspath(name_or_folder) in list_pretrained() else None
+
+
 def resolve_pretrained(name_or_folder: str | os.PathLike[str]) -> Path:
-    """The tokenizer folder meant by a path or by the name of a packaged one; raises ConfigError where there is none."""
+    """The tokenizer folder meant by a path or by the name of a packaged one (`find_pretrained`); raises ConfigError where there is none."""
     if not isinstance(name_or_folder, (str, os.PathLike)):
         raise ConfigError(
             f"a tokenizer must be the path of a folder or a name, but is {type(name_or_folder).__name__} instead."
         )
+    found = find_pretrained(name_or_folder)
+    if found is not None:
+        return found
     given = os.fspath(name_or_folder)
     folder = Path(given).expanduser()
     if given and folder.exists():
         if not folder.is_dir():
             raise ConfigError(f"a tokenizer must be a folder, but '{given}' is a file instead.")
-        if not (folder / CONFIG_FILE).is_file():
-            raise ConfigError(f"'{given}' must hold {CONFIG_FILE} and {WEIGHTS_FILE}, but {CONFIG_FILE} is missing.")
-        return folder
-    names = list_pretrained()
-    if given in names:
-        return CHECKPOINTS / given
+        raise ConfigError(f"'{given}' must hold {CONFIG_FILE} and {WEIGHTS_FILE}, but {CONFIG_FILE} is missing.")
     raise ConfigError(
-        f"'{given}' must be a tokenizer folder or the name of a packaged tokenizer ({', '.join(names) or 'none yet'}), but is neither; "
+        f"'{given}' must be a tokenizer folder or the name of a packaged tokenizer ({', '.join(list_pretrained()) or 'none yet'}), but is neither; "
         "`python -m recipes.codec.export RUN_DIR OUT_DIR` makes a folder of a trained one."
     )
+
+
+def read_config(folder: Path) -> TokenizerConfig:
+    """The config of a tokenizer folder; raises ConfigError, naming the file, where something is wrong with it."""
+    return _read_config(folder / CONFIG_FILE)[0]
 
 
 def tokenizer_hash(config: TokenizerConfig, tensors: Mapping[str, Tensor]) -> str:
@@ -85,7 +109,7 @@ def tokenizer_hash(config: TokenizerConfig, tensors: Mapping[str, Tensor]) -> st
 def read_folder(name_or_folder: str | os.PathLike[str]) -> TokenizerFolder:
     """Reads and checks a tokenizer folder; raises ConfigError, naming the file, where something is wrong with it."""
     folder = resolve_pretrained(name_or_folder)
-    config, expected = _read_config(folder / CONFIG_FILE)
+    config, expected, weights = _read_config(folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise ConfigError(f"'{folder}' must hold {CONFIG_FILE} and {WEIGHTS_FILE}, but {WEIGHTS_FILE} is missing.")
@@ -94,6 +118,11 @@ def read_folder(name_or_folder: str | os.PathLike[str]) -> TokenizerFolder:
     except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ConfigError(f"'{path}' must be a safetensors file, but cannot be read: {reason}.") from None
+    if weights == INT8:
+        try:
+            tensors = expand(tensors)
+        except ConfigError as error:
+            raise ConfigError(f"'{path}': {error}") from None
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise ConfigError(f"'{path}' must hold finite floats, but tensor `{name}` does not.")
@@ -102,7 +131,7 @@ def read_folder(name_or_folder: str | os.PathLike[str]) -> TokenizerFolder:
         raise ConfigError(
             f"'{folder}' must hold the tokenizer {expected}, but its files give {found} instead: they are damaged, edited or not from one save."
         )
-    return TokenizerFolder(folder, config, tensors)
+    return TokenizerFolder(folder, config, tensors, found, weights)
 
 
 def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
@@ -120,8 +149,12 @@ def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], p
             )
 
 
-def write_folder(folder: str | os.PathLike[str], config: TokenizerConfig, tensors: Mapping[str, Tensor]) -> Path:
+def write_folder(
+    folder: str | os.PathLike[str], config: TokenizerConfig, tensors: Mapping[str, Tensor], compact: bool = False
+) -> Path:
     """Writes a tokenizer folder, or replaces the two files of one; raises ConfigError rather than touch another folder.
+
+    With `compact` the weights are rounded (`jepa_tok.compact`): what is written is another tokenizer, under its own hash.
 
     A new folder appears whole or not at all. In one that exists each file is replaced whole, other files stay, and the
     hash tells a folder that a crash left with one file of each.
@@ -134,7 +167,9 @@ def write_folder(folder: str | os.PathLike[str], config: TokenizerConfig, tensor
             f"`folder` must be new, empty or a tokenizer's, but '{target}' holds other files; choose another."
         )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    record = {"format": FORMAT, "hash": tokenizer_hash(config, tensors), "config": to_dict(config)}
+    stored = compacted(tensors) if compact else tensors
+    record: dict[str, Any] = {"format": FORMAT, "hash": tokenizer_hash(config, expand(stored) if compact else tensors)}
+    record |= {"weights": INT8 if compact else FULL, "config": to_dict(config)}
     text = json.dumps(record, indent=2) + "\n"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +177,7 @@ def write_folder(folder: str | os.PathLike[str], config: TokenizerConfig, tensor
         scratch = target.absolute().parent / f".{target.absolute().name}.{os.getpid()}.tmp"
         try:
             scratch.mkdir()
-            save_file(tensors, scratch / WEIGHTS_FILE, metadata={"format": "pt", "jepa_tok": FORMAT})
+            save_file(stored, scratch / WEIGHTS_FILE, metadata={"format": "pt", "jepa_tok": FORMAT})
             (scratch / CONFIG_FILE).write_text(text, encoding="utf-8")
             # safetensors lets the owner alone read its files; a tokenizer is for whoever may read its folder.
             (scratch / WEIGHTS_FILE).chmod((scratch / CONFIG_FILE).stat().st_mode & 0o777)
@@ -160,7 +195,8 @@ def write_folder(folder: str | os.PathLike[str], config: TokenizerConfig, tensor
     return target
 
 
-def _read_config(path: Path) -> tuple[TokenizerConfig, str | None]:
+def _read_config(path: Path) -> tuple[TokenizerConfig, str | None, str]:
+    """The config, the hash where one is recorded, and how the weights are stored."""
     try:
         record: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -171,16 +207,19 @@ def _read_config(path: Path) -> tuple[TokenizerConfig, str | None]:
         raise ConfigError(
             f"'{path}' must have format '{FORMAT}', but has '{record['format']}' instead; another version of jepa-tok wrote it."
         )
-    unknown = sorted(set(record) - {"format", "hash", "config"})
+    unknown = sorted(set(record) - {"format", "hash", "weights", "config"})
     if unknown:
-        raise ConfigError(f"'{path}' has the unknown field `{unknown[0]}`; it may have format, hash, config.")
+        raise ConfigError(f"'{path}' has the unknown field `{unknown[0]}`; it may have format, hash, weights, config.")
     if not isinstance(record.get("config"), dict):
         raise ConfigError(f"'{path}' must have a mapping `config`, but has {record.get('config')!r} instead.")
     expected = record.get("hash")
     if expected is not None and not isinstance(expected, str):
         raise ConfigError(f"'{path}' must have a string `hash`, but has {expected!r} instead.")
+    weights = record.get("weights", FULL)
+    if weights not in (FULL, INT8):
+        raise ConfigError(f"'{path}' must have `weights` '{FULL}' or '{INT8}', but has {weights!r} instead.")
     try:
-        return parse_config(record["config"]), expected
+        return parse_config(record["config"]), expected, weights
     except ConfigError as error:
         raise ConfigError(f"'{path}': {error}") from None
 

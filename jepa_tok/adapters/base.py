@@ -153,9 +153,9 @@ def make_adapter(spec: str | os.PathLike[str]) -> Adapter:
         raise AdapterError(f"`{name}` must be one adapter, but {' and '.join(sorted(found))} both have this name.")
     if not found:
         from jepa_tok.adapters.ours import Ours
-        from jepa_tok.hub import list_pretrained
+        from jepa_tok.hub import find_pretrained, list_pretrained
 
-        if Path(text).expanduser().is_dir() or text in list_pretrained():
+        if Path(text).expanduser().is_dir() or find_pretrained(text):
             return Ours.from_pretrained(text)
         raise AdapterError(
             f"'{text}' must be a tokenizer folder, a packaged tokenizer ({', '.join(list_pretrained()) or 'none yet'}) or an adapter "

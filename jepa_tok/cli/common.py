@@ -86,9 +86,9 @@ def load_tokenizer(args: argparse.Namespace) -> SpeechTokenizer:
         tokenizer = SpeechTokenizer.from_config(args.tokenizer, seed=args.seed)
         complain(f"warning: '{args.tokenizer}' has UNTRAINED weights (seed {args.seed}): its tokens mean nothing.")
     else:
-        from jepa_tok.hub import list_pretrained
+        from jepa_tok.hub import find_pretrained
 
-        if args.tokenizer in PRESETS and args.tokenizer not in list_pretrained() and not Path(args.tokenizer).exists():
+        if args.tokenizer in PRESETS and find_pretrained(args.tokenizer) is None and not Path(args.tokenizer).exists():
             raise ConfigError(
                 f"no trained tokenizer is packaged as '{args.tokenizer}'; give --tokenizer a folder that "
                 "`python -m recipes.codec.export` wrote, or add --random-init for a trial with untrained weights."

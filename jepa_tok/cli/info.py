@@ -54,13 +54,14 @@ def _facts(target: str, check: bool) -> dict[str, Any]:
     if path.is_file():
         return _of_audio(path)
 
-    from jepa_tok.hub import list_pretrained, read_folder, tokenizer_hash
+    from jepa_tok.hub import find_pretrained, list_pretrained, read_folder
 
-    if path.exists() or target in list_pretrained():
+    if path.exists() or find_pretrained(target):
         folder = read_folder(target)
         return {
             "tokenizer": str(folder.path),
-            "hash": tokenizer_hash(folder.config, folder.tensors),
+            "hash": folder.hash,
+            "weights": folder.weights,
             **_of_config(folder.config),
         }
     if target in PRESETS:

@@ -38,15 +38,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _vocabulary(target: str) -> Any:
-    from jepa_tok.hub import list_pretrained, read_folder, tokenizer_hash
+    from jepa_tok.hub import find_pretrained, read_folder
     from jepa_tok.presets import PRESETS, tokenizer_config
     from jepa_tok.vocabulary import Vocabulary
 
     path = Path(target)
-    if target in list_pretrained() or (path / "model.safetensors").exists():
+    if (find_pretrained(target) and not path.exists()) or (path / "model.safetensors").exists():
         folder = read_folder(target)
         sizes = folder.config.quantizer.vocab_sizes
-        return Vocabulary(tuple(sizes), tokenizer=tokenizer_hash(folder.config, folder.tensors))
+        return Vocabulary(tuple(sizes), tokenizer=folder.hash)
     if target in PRESETS and not path.exists():
         return Vocabulary(tuple(tokenizer_config(target).quantizer.vocab_sizes))
     from jepa_tok.corpus.formats import open_tokens

@@ -1,4 +1,4 @@
-"""Makes a tokenizer folder of a stage 2 run: `python -m recipes.codec.export RUN_DIR OUT_DIR [--step N]`."""
+"""Makes a tokenizer folder of a stage 2 run: `python -m recipes.codec.export RUN_DIR OUT_DIR [--step N] [--compact]`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from pathlib import Path
 from jepa_tok import SpeechTokenizer
 from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
 from jepa_tok.errors import JepaTokError
+from jepa_tok.hub import read_folder
 from jepa_tok.training_config import CodecConfig
 
 
-def export_codec(run_dir: str | Path, out_dir: str | Path, step: int | None = None, name: str | None = None) -> str:
+def export_codec(
+    run_dir: str | Path, out_dir: str | Path, step: int | None = None, name: str | None = None, compact: bool = False
+) -> str:
     """Writes encoder, quantiser and generator of a checkpoint, averaged where they are, as `config.json` + `model.safetensors`.
 
     :param step: Which checkpoint; the last by default.
     :param name: Name in the tokenizer's config; the architecture's by default.
-    :returns: The tokenizer's hash.
+    :param compact: Weights rounded to int8, in a quarter of the size: another tokenizer, the one to measure if it is to be shipped.
+    :returns: The hash of the tokenizer that the folder holds.
     :raises JepaTokError: `run_dir` holds no stage 2 checkpoint, or `out_dir` cannot be written.
     """
     from jepa_tok._fairseq2.models import CODEC_FAMILY
@@ -32,8 +36,7 @@ def export_codec(run_dir: str | Path, out_dir: str | Path, step: int | None = No
     for part in ("encoder", "fsq", "generator"):
         averaged = part_of(state, f"average.{part}")
         getattr(tokenizer, part).load_state_dict(averaged or part_of(state, part))
-    tokenizer.save_pretrained(out_dir)
-    return tokenizer.hash
+    return read_folder(tokenizer.save_pretrained(out_dir, compact)).hash
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,9 +50,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--step", type=int, help="checkpoint to take; the last by default")
     parser.add_argument("--name", help="name written into the tokenizer's config")
+    parser.add_argument(
+        "--compact", action="store_true", help="round weights to int8: a quarter of the size, another tokenizer"
+    )
     args = parser.parse_args(argv)
     try:
-        hash = export_codec(args.run_dir, args.out_dir, args.step, args.name)
+        hash = export_codec(args.run_dir, args.out_dir, args.step, args.name, args.compact)
     except JepaTokError as ex:
         print(f"error: {ex}", file=sys.stderr)
         return 2
