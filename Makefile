@@ -10,7 +10,8 @@ export PYTHON
 .PHONY: help setup demo test lint format lock clean
 
 help:
-	@echo "make demo    mini corpus, stage 1, stage 2, tokens, language model, probes, report in $(OUT) (15 to 20 minutes on 2 cores)"
+	@echo "make demo    mini corpus, stage 1, stage 2, tokens, language model, probes, report in $(OUT) (15 to 20 minutes on 2 cores);"
+	@echo "             CLIP=speech.wav lets the page's listening examples include a recording of your own"
 	@echo "make test    all tests (10 to 15 minutes on 2 cores); make test ARGS='-m \"not slow\"' leaves the long ones out"
 	@echo "make lint    ruff and mypy, as in CI"
 	@echo "make setup   only the environment in $(VENV)"
@@ -19,7 +20,7 @@ setup:
 	@scripts/setup.sh $(VENV)
 
 demo: setup
-	@$(BIN)/python -m egs.mini.demo --out $(OUT)
+	@$(BIN)/python -m egs.mini.demo --out $(OUT) $(foreach clip,$(CLIP),--clip $(clip))
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)

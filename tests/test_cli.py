@@ -194,7 +194,7 @@ def test_info_refusals(jepa_tok, tmp_path, target):
 
 def test_report(jepa_tok, tmp_path, monkeypatch):
     module = types.ModuleType("jepa_tok.report")
-    module.build_report = lambda run_dir, out: Path(out).write_text(f"report of {Path(run_dir).name}")  # type: ignore[attr-defined]
+    module.build_report = lambda run_dir, out, compare, clips: Path(out).write_text(f"report of {Path(run_dir).name}")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "jepa_tok.report", module)
     run = tmp_path / "run"
     run.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import re
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 
 from jepa_tok import SpeechTokenizer
-from jepa_tok.errors import CorpusError
+from jepa_tok.errors import CorpusError, JepaTokError
 from jepa_tok.report import build_report
 from jepa_tok.report.charts import Series, chart
 from jepa_tok.report.media import audio_uri, log_mel, mel_position, png
@@ -236,13 +237,36 @@ def test_nothing_outside_the_page(page: Path) -> None:
 
 
 def test_audio_in_the_page_is_the_audio(page: Path, run_dir: Path) -> None:
-    import io
 
     uris = [a for a in read(page).addresses if a.startswith("data:audio/wav;base64,")]
     waves = [soundfile.read(io.BytesIO(base64.b64decode(u.split(",")[1])))[0] for u in uris]
     sampled, _ = soundfile.read(run_dir / "generate" / "audio" / "u1.wav")
     assert any(len(w) == len(sampled) and np.abs(w - sampled).max() < 1e-4 for w in waves)
     assert len(waves[0]) == len(waves[1]) == math.ceil(len(tone(1.5, 1, 22_050)) * 24_000 / 22_050)
+
+
+def test_another_tokenizer_and_clips_are_heard_beside_the_run(run_dir: Path, tmp_path: Path) -> None:
+    other = SpeechTokenizer.from_config("tiny", seed=2)
+    other.save_pretrained(tmp_path / "other")
+    soundfile.write(tmp_path / "my <clip>.wav", tone(1.0, 200.0, 16_000), 16_000)
+    page = build_report(run_dir, tmp_path / "r.html", str(tmp_path / "other"), [tmp_path / "my <clip>.wav"])
+    reader = read(page)
+    assert reader.counts["audio"] == 4 * 3 + 1  # original and two resyntheses of four clips, one continuation
+    text = page.read_text()
+    assert "my &lt;clip&gt;.wav" in text and other.hash in text
+    assert text.count("resynthesis by this run&#x27;s tokenizer,") == 4
+    assert text.count(f"resynthesis by {tmp_path / 'other'}, which this run did not train,") == 4
+    made = other.decode(other.encode(tmp_path / "my <clip>.wav"))
+    shown = [a for a in reader.addresses if a.startswith("data:audio/wav;base64,")][11]
+    heard, _ = soundfile.read(io.BytesIO(base64.b64decode(shown.split(",")[1])))
+    assert np.corrcoef(heard, made.numpy())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize(("compare", "clips"), [("nothing", []), (None, ["none.wav"])])
+def test_what_cannot_be_compared_leaves_no_page(run_dir: Path, tmp_path: Path, compare, clips) -> None:
+    with pytest.raises(JepaTokError, match=r"nothing|none\.wav"):
+        build_report(run_dir, tmp_path / "r.html", compare, clips)
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_empty_run_says_what_is_missing(tmp_path: Path) -> None:
@@ -310,7 +334,6 @@ def test_usage_is_the_entropy_of_the_codes(run_dir: Path) -> None:
 
 
 def test_png_and_wav_are_what_they_say() -> None:
-    import io
 
     rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(rgb))).convert("RGB")), rgb)

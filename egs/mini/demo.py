@@ -20,12 +20,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from egs.mini.machine import describe
 from egs.mini.steps import STAGES, Step, make_steps
+from jepa_tok.errors import AudioError
 from jepa_tok.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,13 +40,15 @@ class StepFailed(Exception):
     """A command ended with a status other than 0, or without what it should make."""
 
 
-def run_demo(out: Path, first: int = 1, final: int = len(STAGES), configs: Path | None = None) -> None:
+def run_demo(
+    out: Path, first: int = 1, final: int = len(STAGES), configs: Path | None = None, clips: Sequence[Path] = ()
+) -> None:
     """Runs the stages `first` to `final` into `out`; raises StepFailed at the first command that fails."""
     begun = time.monotonic()
     (out / "logs").mkdir(parents=True, exist_ok=True)
     (out / ".stamps").mkdir(exist_ok=True)
     key, ran = "", 0
-    for step in make_steps(_short(out), configs or Path("egs/mini/configs")):
+    for step in make_steps(_short(out), configs or Path("egs/mini/configs"), clips):
         key = _key(step, key)
         if not first <= step.stage <= final:
             continue
@@ -180,11 +184,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--configs", type=Path, help="folder with stage1.yaml, stage2.yaml and lm.yaml (default: egs/mini/configs)"
     )
+    parser.add_argument(
+        "--clip", type=Path, action="append", default=[], metavar="FILE", help="audio of your own to hear on the report's page; may be repeated"
+    )  # fmt: skip
     options: Any = parser.parse_args(argv)
+    clips = [clip.resolve() for clip in options.clip]
+    try:
+        for clip in clips:  # before the minutes that the rest takes
+            from jepa_tok.audio import load_audio
+
+            load_audio(clip)
+    except AudioError as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGTERM, _interrupt)  # the command that runs must end with the demo
     try:
         run_demo(
-            options.out.resolve(), options.stage, options.stop_stage, options.configs and options.configs.resolve()
+            options.out.resolve(),
+            options.stage,
+            options.stop_stage,
+            options.configs and options.configs.resolve(),
+            clips,
         )
     except StepFailed as error:
         print(error, file=sys.stderr)

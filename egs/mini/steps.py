@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ STAGES = {
     7: "probes",
     8: "report",
 }
+
+PACKAGED = "small"
+"""The packaged tokenizer that the report lets hear beside the demo's own, where it is there."""
 
 SEED_CORPUS, SEED_TRAINING, SEED_SAMPLING, SEEDS_PROBES = 0, 2, 2, (0, 1, 2)
 
@@ -31,7 +35,7 @@ class Step:
     makes: tuple[Path, ...]
     """Files or folders; removed before the command runs for the first time with these settings, kept to resume."""
     configs: tuple[Path, ...] = ()
-    """Files whose content shapes the result."""
+    """Files, beside what earlier steps make, whose content shapes the result."""
 
     def argv(self, python: str) -> list[str]:
         """For subprocess."""
@@ -43,12 +47,15 @@ class Step:
         return shlex.join(["python", "-m", self.module, *self.arguments])
 
 
-def make_steps(out: Path, configs: Path) -> list[Step]:
+def make_steps(out: Path, configs: Path, clips: Sequence[Path] = ()) -> list[Step]:
     """The demo's commands in order.
 
     :param out: The run's folder.
     :param configs: Folder of stage1.yaml, stage2.yaml and lm.yaml.
+    :param clips: Audio files that the report lets hear beside the corpus.
     """
+    from jepa_tok.hub import list_pretrained, resolve_pretrained
+
     manifest = out / "corpus" / "all.jsonl"
 
     def recipe(stage: int, name: str, module: str, *overrides: str) -> Step:
@@ -63,6 +70,16 @@ def make_steps(out: Path, configs: Path) -> list[Step]:
             "--seeds", *map(str, SEEDS_PROBES), "--out", str(folder), *more,
         )  # fmt: skip
         return Step(7, f"probe {task}", "probes", arguments, (folder,))
+
+    def report() -> Step:
+        arguments = [str(out), "--out", str(out / "report.html"), "--overwrite"]
+        read = list(clips)
+        if PACKAGED in list_pretrained():
+            arguments += ["--compare", PACKAGED]
+            read.append(resolve_pretrained(PACKAGED) / "config.json")  # its hash stands for the weights
+        for clip in clips:
+            arguments += ["--clip", str(clip)]
+        return Step(8, "report", "jepa_tok", ("report", *arguments), (out / "report.html",), tuple(read))
 
     return [
         Step(1, "corpus", "egs.mini.corpus", (str(out / "corpus"), "--seed", str(SEED_CORPUS)), (out / "corpus",)),
@@ -88,5 +105,5 @@ def make_steps(out: Path, configs: Path) -> list[Step]:
         probe("asr", "--epochs", "15"),
         probe("speaker", "--split-column", "split_utt", "--verification-column", "split"),
         probe("emotion"),
-        Step(8, "report", "jepa_tok", ("report", str(out), "--out", str(out / "report.html"), "--overwrite"), (out / "report.html",)),
+        report(),
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from jepa_tok.cli.common import add_overwrite_option, check_output, file_path
+from jepa_tok.cli.common import add_overwrite_option, check_output, file_path, place
 from jepa_tok.errors import CorpusError
 
 
@@ -19,6 +19,12 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=file_path, help="folder of the run")
     parser.add_argument("--out", metavar="OUT", type=file_path, help="the page (default: RUN_DIR/report.html)")
+    parser.add_argument(
+        "--compare", metavar="TOKENIZER", type=place, help="another tokenizer, folder or packaged name, to hear beside the run's own"
+    )  # fmt: skip
+    parser.add_argument(
+        "--clip", metavar="FILE", type=file_path, action="append", default=[], help="an audio file to hear beside the corpus; may be repeated"
+    )  # fmt: skip
     add_overwrite_option(parser)
     parser.set_defaults(run=run)
 
@@ -33,6 +39,6 @@ def run(args: argparse.Namespace) -> int:
     check_output(out, args.overwrite)
     from jepa_tok.report import build_report
 
-    build_report(args.run_dir, out)
+    build_report(args.run_dir, out, args.compare, args.clip)
     print(out)
     return 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from jepa_tok.audio import SAMPLE_RATE
 from jepa_tok.errors import JepaTokError
 from jepa_tok.report import media
 from jepa_tok.report.rundir import RunDir, number
@@ -68,35 +71,75 @@ def utterances(run: RunDir) -> list[Utterance]:
         return []
 
 
-def resynthesis(run: RunDir, tokenizer: SpeechTokenizer | None, corpus: Sequence[Utterance]) -> str:
-    """Original and resynthesis of three utterances, one picture and one player each."""
+@dataclass(frozen=True)
+class Comparison:
+    """What the page lets hear beside the run's own."""
+
+    tokenizer: SpeechTokenizer | None = None
+    """Another tokenizer, which the run did not train."""
+    name: str = ""
+    """What that one is called on the page."""
+    clips: Sequence[tuple[str, Tensor]] = ()
+    """Clips that are not of the run's corpus: a name, and samples [S] at 24 kHz."""
+
+
+def load_comparison(tokenizer: str | None, clips: Sequence[str | os.PathLike[str]]) -> Comparison:
+    """Reads both; raises ConfigError for an unknown tokenizer, AudioError for a clip that cannot be read."""
+    from jepa_tok.audio import load_audio
+    from jepa_tok.tokenizer import SpeechTokenizer
+
+    other = None if tokenizer is None else SpeechTokenizer.from_pretrained(tokenizer)
+    waves = [(Path(clip).name, load_audio(clip, SAMPLE_RATE, end=LONGEST)) for clip in clips]
+    return Comparison(other, tokenizer or "", waves)
+
+
+def resynthesis(
+    run: RunDir, tokenizer: SpeechTokenizer | None, corpus: Sequence[Utterance], comparison: Comparison | None = None
+) -> str:
+    """Original and resynthesis of three utterances and of the clips to compare, one picture and one player each."""
     title = "Listen: original and resynthesis"
-    if tokenizer is None:
+    comparison = comparison or Comparison()
+    other = comparison.tokenizer
+    makers: list[tuple[str, SpeechTokenizer]] = []
+    if tokenizer is not None:
+        makers.append(("resynthesis" if other is None else "resynthesis by this run's tokenizer", tokenizer))
+    if other is not None:
+        makers.append((f"resynthesis by {comparison.name}, which this run did not train", other))
+    if not makers:
         return section("listen", title, missing("A tokenizer", "tokenizer/"))
-    if not corpus:
+    if not corpus and not comparison.clips:
         return section("listen", title, missing("A manifest of utterances", "corpus/all.jsonl"))
     cards = []
-    for utterance in choose(corpus):
+    for utterance in choose(corpus) if corpus else []:
+        words = utterance.info.get("text")
+        text = str(words).capitalize() + "." if words else ""
         try:
-            wave = load(utterance, tokenizer.sample_rate)
-            tokens = tokenizer.encode(wave, sample_rate=tokenizer.sample_rate)
-            made = tokenizer.decode(tokens)
+            wave = load(utterance, SAMPLE_RATE)
+            cards.append(_card(_who(utterance), text, wave, makers))
         except JepaTokError as error:
             run.problems.append(str(error))
-            continue
-        words = utterance.info.get("text")
-        cards.append(
-            f'<div class="card"><h3>{escape(_who(utterance))}</h3>'
-            f'<p class="words">{escape(str(words).capitalize()) + "." if words else ""}</p>'
-            f'<p class="what">original</p>{media.spectrogram(wave, tokenizer.sample_rate)}'
-            f"{media.player(wave, tokenizer.sample_rate, 'original')}"
-            f'<p class="what">resynthesis from {len(tokens)} &times; {tokenizer.num_groups} = {tokens.ids.numel()} tokens</p>'
-            f"{media.spectrogram(made, tokenizer.sample_rate)}"
-            f"{media.player(made, tokenizer.sample_rate, 'resynthesis')}</div>"
-        )
+    for name, wave in comparison.clips:
+        cards.append(_card(name, "Not of this run's corpus.", wave, makers))
     body = f'<div class="cards">{"".join(cards)}</div>' if cards else missing("Readable audio", "the manifest's paths")
     lead = "Speech to tokens and back. All pictures of this page share one colour scale (log-mel, 0 to 12 kHz)."
+    if other is not None:
+        own = f" This run's tokenizer is {tokenizer.config.name} ({tokenizer.hash})." if tokenizer is not None else ""
+        lead += f"{escape(own)} Beside it, for comparison, {escape(comparison.name)} ({other.hash}): trained elsewhere, on other speech."
     return section("listen", title, body, lead)
+
+
+def _card(title: str, words: str, wave: Tensor, makers: Sequence[tuple[str, SpeechTokenizer]]) -> str:
+    """A clip [S] at 24 kHz and what each tokenizer makes of it."""
+    heard = [("original", "original", wave, SAMPLE_RATE)]
+    for what, tokenizer in makers:
+        tokens = tokenizer.encode(wave, SAMPLE_RATE)
+        count = f"from {len(tokens)} &times; {tokenizer.num_groups} = {tokens.ids.numel()} tokens"
+        heard.append((what, f"{escape(what)}, {count}", tokenizer.decode(tokens), tokenizer.sample_rate))
+    parts = [
+        f'<p class="what">{told}</p>{media.spectrogram(made, rate)}{media.player(made, rate, escape(what))}'
+        for what, told, made, rate in heard
+    ]
+    return f'<div class="card"><h3>{escape(title)}</h3><p class="words">{escape(words)}</p>{"".join(parts)}</div>'
 
 
 def load(utterance: Utterance, sample_rate: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -13,14 +14,23 @@ from jepa_tok.report.document import document
 from jepa_tok.report.rundir import RunDir
 
 
-def build_report(run_dir: str | os.PathLike[str], out_html: str | os.PathLike[str]) -> Path:
+def build_report(
+    run_dir: str | os.PathLike[str],
+    out_html: str | os.PathLike[str],
+    compare: str | None = None,
+    clips: Sequence[str | os.PathLike[str]] = (),
+) -> Path:
     """Writes the page of a run, at once or not at all, and returns its path.
 
-    What the run lacks is named in the page. Raises CorpusError where `run_dir` is no folder or `out_html` cannot be written.
+    :param compare: Folder or name of another tokenizer, to be heard beside the run's own.
+    :param clips: Audio files to be heard beside clips of the run's corpus.
+
+    What the run lacks is named in the page. Raises CorpusError where `run_dir` is no folder or `out_html` cannot be written,
+    ConfigError and AudioError where `compare` or a clip cannot be read.
     """
     if not Path(run_dir).is_dir():
         raise CorpusError(f"`run_dir` must be a folder, but '{run_dir}' is not.")
-    text = render(RunDir(run_dir))
+    text = render(RunDir(run_dir), listen.load_comparison(compare, clips))
     out = Path(out_html)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +40,7 @@ def build_report(run_dir: str | os.PathLike[str], out_html: str | os.PathLike[st
     return out
 
 
-def render(run: RunDir) -> str:
+def render(run: RunDir, comparison: listen.Comparison | None = None) -> str:
     """The whole page as text."""
     tokenizer = listen.load_tokenizer(run)
     corpus = listen.utterances(run)
@@ -38,7 +48,7 @@ def render(run: RunDir) -> str:
     bits = training.last(run, "lm", r"bits/s", r"bits per second")
     valid = next((rows for name, rows in run.metrics("lm").items() if not name.startswith("train")), [])
     sections = [
-        listen.resynthesis(run, tokenizer, corpus),
+        listen.resynthesis(run, tokenizer, corpus, comparison),
         listen.continuation(run),
         training.stage1(run),
         training.stage2(run),

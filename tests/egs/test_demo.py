@@ -36,7 +36,7 @@ class Bench:
         (folder / "tool_of_the_demo.py").write_text(TOOL)
         (folder / "b.yaml").write_text("steps: 1\n")
         monkeypatch.setenv("PYTHONPATH", str(folder))
-        monkeypatch.setattr(demo, "make_steps", lambda out, configs: self.steps())
+        monkeypatch.setattr(demo, "make_steps", lambda out, configs, clips: self.steps())
         self.words = {"a": "a", "b": "b", "c": "c"}
 
     def steps(self) -> list[Step]:
@@ -116,7 +116,7 @@ def test_terminated_demo_ends_its_command(tmp_path: Path) -> None:
     driver = (
         "import sys, pathlib\nfrom egs.mini import demo\nfrom egs.mini.steps import Step\n"
         f"out = pathlib.Path({str(tmp_path)!r})\ndemo.ROOT = out\n"
-        "demo.make_steps = lambda o, c: [Step(1, 'a', 'sleeper_of_the_demo', (), (out / 'pid',))]\n"
+        "demo.make_steps = lambda o, c, clips: [Step(1, 'a', 'sleeper_of_the_demo', (), (out / 'pid',))]\n"
         "sys.exit(demo.main(['--out', str(out / 'run')]))\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{demo.ROOT}"}
@@ -163,6 +163,25 @@ def test_steps_name_what_exists() -> None:
         assert all((demo.ROOT / config).is_file() for config in step.configs)
         assert step.argv("py")[:3] == ["py", "-m", step.module] and step.line.startswith(f"python -m {step.module} ")
         assert all(str(path).startswith("exp/demo/") for path in step.makes)
+
+
+def test_report_compares_with_what_is_packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jepa_tok import SpeechTokenizer, hub
+
+    monkeypatch.setattr(hub, "CHECKPOINTS", tmp_path / "checkpoints")
+    last = make_steps(Path("exp/demo"), Path("egs/mini/configs"))[-1]
+    assert "--compare" not in last.arguments and last.configs == ()
+    folder = SpeechTokenizer.from_config("tiny").save_pretrained(tmp_path / "checkpoints" / "small")
+    last = make_steps(Path("exp/demo"), Path("egs/mini/configs"), [tmp_path / "a b.wav"])[-1]
+    assert last.arguments[-4:] == ("--compare", "small", "--clip", str(tmp_path / "a b.wav"))
+    assert last.configs == (tmp_path / "a b.wav", folder / "config.json")  # either one changes, the page is made anew
+
+
+def test_clips_are_read_before_anything_runs(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--out", str(bench.out), "--clip", str(bench.folder / "none.wav")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("demo: error: ") and "none.wav" in error and error.count("\n") == 1
+    assert not bench.out.exists()
 
 
 def test_run_json_tells_where_and_of_what() -> None:
