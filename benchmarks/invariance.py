@@ -2,6 +2,7 @@
 
     python -m benchmarks.invariance --audio CORPUS ... [--models small base] [--clips 500] [--out FILE.json]
     python -m benchmarks.invariance --audio CORPUS ... --models paper --partners near --batch-seconds 160
+    python -m benchmarks.invariance --audio CORPUS ... --models small paper --threads 1 --device cuda
     python -m benchmarks.invariance --audio CORPUS ... --models encodec mimi dac --clips 100 --sizes 2 8
 
 Each clip is encoded alone, on one thread, in float32; then alone in reverse order and on two threads, and in padded batches of each
@@ -101,6 +102,7 @@ def measure(codec: Codec, clips: list[Tensor], args: argparse.Namespace) -> Iter
     limit = args.batch_seconds * 24_000
     reference: list[Tensor] | None = None
     for dtype in ["fp32", "bf16"] if args.bf16 and codec.name not in PEERS else ["fp32"]:
+        codec.to(args.device)
         if dtype == "bf16":
             codec.to(torch.bfloat16)
         torch.set_num_threads(1)
@@ -161,6 +163,7 @@ def main() -> int:
         "--batch-seconds", type=float, default=math.inf, help="of a batch with its padding, at most: bounds memory"
     )
     parser.add_argument("--no-bf16", dest="bf16", action="store_false", help="float32 only")
+    parser.add_argument("--device", default="cpu", help="where our models run, `cuda` for one (default: cpu)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the numbers here")
     args = parser.parse_args()
@@ -199,7 +202,7 @@ def main() -> int:
         )
         rows += found
         if args.out:  # a long run is of use as far as it came
-            write_json(args.out, {**head, "audio": [str(p) for p in args.audio] or "made up", "seed": args.seed, "partners": args.partners,
+            write_json(args.out, {**head, "audio": [str(p) for p in args.audio] or "made up", "seed": args.seed, "device": args.device, "partners": args.partners,
                                   "batch_seconds": None if math.isinf(args.batch_seconds) else args.batch_seconds, "lengths": facts, "rows": rows})  # fmt: skip
     return 0
 

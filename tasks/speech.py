@@ -61,6 +61,19 @@ def require_finite(loss: Tensor, step: int, batch: SpeechBatch) -> None:
         )
 
 
+def seeded_generator(seed: Iterable[int], device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on `device` whose draws follow from `seed` alone."""
+    state = np.random.SeedSequence(tuple(seed)).generate_state(1, np.uint64)[0]
+    return torch.Generator(device=device).manual_seed(int(state))
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on `device`; a GPU's queue goes on meanwhile."""
+    if device.type == "cuda":
+        x = x.pin_memory()  # copies from ordinary memory wait
+    return x.to(device, non_blocking=True)
+
+
 def sample_waves(utterances: list[Utterance], rng: np.random.Generator, crop_seconds: float) -> Iterator[Tensor]:
     """Clips [S] in random order, at most `crop_seconds` from their start; unreadable ones are passed over."""
     for index in rng.permutation(len(utterances)):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import invariance, speed
+from benchmarks import invariance, speed, train_step
 from benchmarks.clips import make_clip, read_clips
 from benchmarks.peers import PEERS, Port, make_codec, plain_block
 from jepa_tok import SpeechTokenizer, save_audio
@@ -24,7 +24,7 @@ def clips():
 def arguments(**given) -> argparse.Namespace:
     values = dict(
         audio=[], seconds=0.5, batches=[1, 2], threads=[1], rounds=1, all=True, seed=0,
-        sizes=[2], threaded=[], partners="any", batch_seconds=100.0, bf16=True,
+        sizes=[2], threaded=[], device="cpu", partners="any", batch_seconds=100.0, bf16=True,
     )  # fmt: skip
     return argparse.Namespace(**(values | given))
 
@@ -113,3 +113,22 @@ def test_speed_table(side: str) -> None:
     else:
         assert -60 < bf16["difference, dB"] < 0
     assert {"command", "commit", "machine", "versions", "load_before"} <= found.keys()
+
+
+@pytest.mark.parametrize("stage", train_step.STAGES)
+def test_a_training_step_is_counted(stage: str) -> None:
+    args = argparse.Namespace(
+        device="cpu", dtype="fp32", batch=2, seconds=0.4, segment=0.2, fine_tune=True, warm_up=0, steps=1, profile=None
+    )
+    row = train_step.measure("tiny", stage, args, rate=1e12)
+    # Forward, and twice that backward, of the online encoder at least (0.05 GFLOP per second of audio), and not a hundred times it.
+    assert 0.1 < row["GFLOP per s"] < 10 and row["TFLOP/s"] == pytest.approx(row["MFU"])
+
+
+def test_a_training_step_moves_weights_and_their_average() -> None:
+    args = argparse.Namespace(device="cpu", dtype="fp32", batch=2, seconds=0.4, segment=0.2, fine_tune=True)
+    step = train_step.Step("tiny", "2", args)
+    before = {name: p.clone() for name, p in step.model.named_parameters()}
+    step()
+    moved = {name.split(".")[0] for name, p in step.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"encoder", "fsq", "generator", "average"}

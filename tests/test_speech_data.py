@@ -14,12 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jepa_tok._fairseq2  # noqa: F401
-from jepa_tok._fairseq2.speech_data import (
-    AugmentSection,
-    SpeechDatasetConfig,
-    SpeechDatasetSection,
-    open_speech_dataset,
-)
+from jepa_tok._fairseq2.speech_data import SpeechDatasetConfig, SpeechDatasetSection, open_speech_dataset
 from jepa_tok._fairseq2.speech_plan import crop_start, plan_epoch, plan_validation, shard
 from jepa_tok._fairseq2.speech_reader import SpeechReader
 
@@ -185,12 +180,6 @@ def test_all_files_unreadable_fails_in_one_line(corpus) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_augmentation_is_repeatable_and_off_by_default(corpus) -> None:
-    loud = {"augment": AugmentSection(gain_probability=1.0, gain=(0.5, 0.6), noise_probability=1.0)}
-    plain, first, second = (take(reader(corpus, **o), 2) for o in ({}, loud, loud))
-    assert same(first, second) and not same(plain, first)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -208,7 +197,6 @@ def test_section_values_are_checked() -> None:
     assert not SpeechDatasetSection().validate().has_error()
     for wrong in ({"batch_size": 0}, {"crop_seconds": -1.0}, {"max_batch_seconds": 2.0}, {"prefetch": 0}):
         assert SpeechDatasetSection(**wrong).validate().has_error()
-    assert AugmentSection(noise_probability=1.5).validate().has_error()
 
 
 def test_manifest_errors_are_one_line(corpus, tmp_path) -> None:

@@ -13,7 +13,7 @@ import soundfile
 from fairseq2.composition import register_dataset_family
 from fairseq2.recipe.config import DatasetSection
 from fairseq2.recipe.error import RecipeError
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from typing_extensions import override
 
 from jepa_tok.corpus.audio_source import open_audio
@@ -46,31 +46,6 @@ class SpeechDatasetConfig:
 
     valid_split: str | None = "dev"
     """Value of the column `split` of validation rows; null takes every row of `valid_manifests` (none without them)."""
-
-
-@dataclass(kw_only=True)
-class AugmentSection(Validatable):
-    """Augmentation of training clips, off by default; the paper's code used probabilities 0.3 and 0.2."""
-
-    gain_probability: float = 0.0
-    """Share of clips whose amplitude is scaled."""
-
-    gain: tuple[float, float] = (0.8, 1.2)
-    """Least and greatest factor."""
-
-    noise_probability: float = 0.0
-    """Share of clips that get white noise."""
-
-    noise_std: float = 0.005
-    """Standard deviation of the noise."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        result = ValidationResult()
-        for name in ("gain_probability", "noise_probability"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                result.add_error(f"`{name}` must lie in [0, 1], but is {getattr(self, name)} instead.")
-        return result
 
 
 @dataclass(kw_only=True)
@@ -109,8 +84,6 @@ class SpeechDatasetSection(DatasetSection):
 
     max_valid_clips: int | None = None
     """If given, validation takes this many clips, spread evenly over the list."""
-
-    augment: AugmentSection = field(default_factory=AugmentSection)
 
     @override
     def validate(self) -> ValidationResult:

@@ -55,6 +55,9 @@ class SpeechBatch(SupportsDeviceTransfer):
     sizes: list[int] = field(default_factory=list)
     """`lengths` again, on the CPU: reading them from a GPU would make it wait."""
 
+    clean: Tensor | None = None
+    """Float32 [B, S], what has to be predicted; None where it is `wave` itself (`tasks.augment`)."""
+
     @override
     def to(self, device: Device, *, non_blocking: bool = False) -> None:
         self.wave = self.wave.to(device, non_blocking=non_blocking)
@@ -238,21 +241,7 @@ class SpeechReader(DataReader[SpeechBatch]):
             return self._clips.load(index, 0, self._crop)
         samples = round(self._clips.seconds[index] * SAMPLE_RATE)
         start = crop_start(samples, self._crop, seed=self._seed, epoch=epoch, index=index)
-        wave = self._clips.load(index, start, self._crop)
-        return None if wave is None else self._augment(wave, epoch, index)
-
-    def _augment(self, wave: Tensor, epoch: int, index: int) -> Tensor:
-        config = self._section.augment
-        if config.gain_probability == config.noise_probability == 0.0:
-            return wave
-        rng = np.random.default_rng([self._seed, epoch, 2, index])
-        gained, gain, noisy = rng.random(), rng.uniform(*config.gain), rng.random()
-        if gained < config.gain_probability:
-            wave = wave * gain
-        if noisy < config.noise_probability:
-            noise = rng.standard_normal(len(wave), dtype=np.float32) * np.float32(config.noise_std)
-            wave = wave + torch.from_numpy(noise)
-        return wave.clamp(-1.0, 1.0)
+        return self._clips.load(index, start, self._crop)
 
     def _replace(self, epoch: int, index: int) -> tuple[int, Tensor]:
         """The next readable clip: a batch keeps its size, so that no rank is left without one."""

@@ -139,12 +139,8 @@ class Codec(nn.Module):
         # A tensor, not a number: nothing waits for the device.
         share = 1.0 - ((1.0 + self.updates) / (10.0 + self.updates)).clamp_max(self.config.average_decay)
         for name, average in self.average.items():
-            averages = list(average.parameters())
-            if not averages:  # a quantiser bounded by `tanh`
-                continue
-            steps = torch._foreach_sub(list(getattr(self, name).parameters()), averages)
-            torch._foreach_mul_(steps, share)
-            torch._foreach_add_(averages, steps)
+            for target, online in zip(average.parameters(), getattr(self, name).parameters()):
+                target.lerp_(online, share)
 
     def forward(
         self, wave: Tensor, lengths: Tensor | None = None, adversarial: bool = True, disc: bool = True
@@ -241,7 +237,9 @@ class Codec(nn.Module):
         """
         real = sequence_mask(encoded.lengths, encoded.latents.shape[1])[..., None]
         with torch.autocast(encoded.latents.device.type, enabled=False):
-            values = self.part("fsq").bound(encoded.latents) * real  # [B, T, D]
+            fsq = self.part("fsq")
+            assert isinstance(fsq, FSQ)
+            values = fsq.bound(encoded.latents) * real  # [B, T, D]
             count = real.sum()
             mean, square = values.sum((0, 1)) / count, values.square().sum((0, 1)) / count
             return (mean.square() + (square - 1.0 / 3.0).square()).mean()

@@ -104,19 +104,28 @@ class Jepa(nn.Module):
         """Draws the mask of a batch: frames [B] -> bool [B, T], True where masked."""
         return sample_span_mask(lengths, self.config.mask, generator)
 
-    def forward(self, wave: Tensor, lengths: Tensor, mask: Tensor, anchor_weight: float = 0.0) -> JepaOutput:
+    def forward(
+        self,
+        wave: Tensor,
+        lengths: Tensor,
+        mask: Tensor,
+        anchor_weight: float = 0.0,
+        clean: Tensor | None = None,
+    ) -> JepaOutput:
         """Predicts the target's masked frames.
 
         :param wave: Samples in [-1, 1], [B, S].
         :param lengths: Samples of each clip [B].
         :param mask: Bool [B, T] from `sample_mask`.
         :param anchor_weight: Weight of the anchor's KL.
+        :param clean: What target and anchor hear [B, S], where `wave` is a noisy version of it; None: `wave`.
         """
+        clean = wave if clean is None else clean
         at_input = self.mask_embedding is not None
         online = self.encoder(wave, lengths, mask=mask if at_input else None, mask_embedding=self.mask_embedding)
         z, valid = online.latents, sequence_mask(online.lengths, online.latents.shape[1])
         with torch.no_grad():
-            targets = self.target_encoder(wave, lengths).latents.float()
+            targets = self.target_encoder(clean, lengths).latents.float()
             if self.config.target_norm == "layer":
                 targets = F.layer_norm(targets, targets.shape[-1:])
 
@@ -130,7 +139,7 @@ class Jepa(nn.Module):
         prediction_loss = ((predictions - targets).square() * scored).sum() / count
         anchor_loss = prediction_loss.new_zeros(())
         if self.anchor is not None:
-            anchor_loss = self.anchor(z, wave, lengths)
+            anchor_loss = self.anchor(z, clean, lengths)
         loss = prediction_loss + anchor_weight * anchor_loss
         return JepaOutput(loss, prediction_loss, anchor_loss, z, targets, predictions, online.lengths)
 

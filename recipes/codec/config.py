@@ -23,6 +23,7 @@ from typing_extensions import override
 from jepa_tok._fairseq2.models import CODEC_FAMILY
 from jepa_tok._fairseq2.speech_data import SpeechDatasetSection
 from recipes.common import check_warmup, constant_lr, default_common, default_regime
+from tasks.augment import AugmentSection
 
 DISCRIMINATOR = r"(module\.)?discriminator\."
 """Names of the discriminators' parameters, bare or wrapped by DDP."""
@@ -94,6 +95,8 @@ class CodecRecipeConfig(Validatable):
     dataset: SpeechDatasetSection = field(
         default_factory=lambda: SpeechDatasetSection(batch_size=16, valid_batch_size=8)
     )
+
+    augment: AugmentSection = field(default_factory=AugmentSection)
 
     calibration_frames: int = 2_000
     """Latent frames of training clips that the `norm` bound is set to at the start; 0 leaves it as initialised."""

@@ -70,6 +70,9 @@ class CodecRecipe(Recipe):
         context.get_optimizer().register_step_post_hook(lambda *_: base.update_average())
         train_unit = CodecTrainUnit(
             context.get_data_parallel_model(),
+            seed=config.common.seed,
+            rank=context.gangs.dp.rank,
+            augment=config.augment,
             discriminator_start=config.gan.discriminator_start,
             adversarial_start=config.gan.adversarial_start,
         )

@@ -21,6 +21,7 @@ from typing_extensions import override
 from jepa_tok._fairseq2.models import ENCODER_FAMILY
 from jepa_tok._fairseq2.speech_data import SpeechDatasetSection
 from recipes.common import check_warmup, constant_lr, default_common, default_regime
+from tasks.augment import AugmentSection
 
 
 @dataclass(kw_only=True)
@@ -72,6 +73,8 @@ class JepaRecipeConfig(Validatable):
     model: ModelSection = field(default_factory=lambda: ModelSection(family=ENCODER_FAMILY, arch="paper"))
 
     dataset: SpeechDatasetSection = field(default_factory=SpeechDatasetSection)
+
+    augment: AugmentSection = field(default_factory=AugmentSection)
 
     anchor: AnchorSection = field(default_factory=AnchorSection)
 

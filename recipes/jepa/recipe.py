@@ -71,6 +71,7 @@ class JepaRecipe(Recipe):
             base,
             seed=config.common.seed,
             rank=context.gangs.dp.rank,
+            augment=config.augment,
             anchor_steps=config.anchor.num_steps or config.regime.num_steps or 1,
             anchor_start=config.anchor.start_weight,
             anchor_end=config.anchor.end_weight,

@@ -18,6 +18,7 @@ from typing_extensions import override
 from jepa_tok._fairseq2.speech_reader import SpeechBatch
 from jepa_tok.models.codec import Codec, CodecOutput
 from jepa_tok.monitor import collapse_stats
+from tasks.augment import AugmentSection, augment
 from tasks.codec.metrics import CODES, LOSSES
 from tasks.codec.samples import SampleWriter
 from tasks.speech import add_speech_metrics, require_finite, update_speech_metrics
@@ -30,14 +31,26 @@ class CodecTrainUnit(TrainUnit[SpeechBatch]):
     """Generator and discriminators in one backward pass; the two reach different weights.
 
     :param model: What the trainer wraps (DDP); called for its losses.
+    :param augment: What is done to the clips; the decoder is to give back what was heard, noise included.
     :param discriminator_start: First step in which the discriminators train.
     :param adversarial_start: First step in which the generator hears them.
     """
 
-    def __init__(self, model: nn.Module, *, discriminator_start: int, adversarial_start: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        seed: int,
+        rank: int,
+        augment: AugmentSection,
+        discriminator_start: int,
+        adversarial_start: int,
+    ) -> None:
         self._model = model
+        self._seed, self._rank, self._augment = seed, rank, augment
         self._discriminator_start, self._adversarial_start = discriminator_start, adversarial_start
         self._step = 0
+        self._batch_nr = 0
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
@@ -47,10 +60,12 @@ class CodecTrainUnit(TrainUnit[SpeechBatch]):
 
     @override
     def set_step_nr(self, step_nr: int) -> None:
-        self._step = step_nr
+        self._step, self._batch_nr = step_nr, 0
 
     @override
     def process_batch(self, batch: SpeechBatch, metric_bag: MetricBag) -> tuple[Tensor, int | None]:
+        batch = augment(batch, self._augment, (self._seed, self._step, self._batch_nr, self._rank))
+        self._batch_nr += 1
         output: CodecOutput = self._model(
             batch.wave,
             batch.lengths,

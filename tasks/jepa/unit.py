@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import MutableMapping
 
-import numpy as np
 import torch
 from fairseq2.evaluator import EvalUnit
 from fairseq2.logging import log
@@ -25,9 +24,10 @@ from jepa_tok.models.fsq import FSQ
 from jepa_tok.models.jepa import Jepa, JepaOutput
 from jepa_tok.models.layers import sequence_mask
 from jepa_tok.monitor import collapse_stats
+from tasks.augment import AugmentSection, augment
 from tasks.jepa.anchor import anchor_weight
 from tasks.jepa.metrics import COLLAPSE, LOSSES
-from tasks.speech import add_speech_metrics, require_finite, update_speech_metrics
+from tasks.speech import add_speech_metrics, require_finite, seeded_generator, to_device, update_speech_metrics
 
 MAX_MONITORED_FRAMES = 20_000
 """Frames a rank keeps for the collapse monitor in one validation."""
@@ -36,12 +36,11 @@ MAX_MONITORED_FRAMES = 20_000
 def sample_batch_mask(model: Jepa, batch: SpeechBatch, *seed: int) -> Tensor:
     """Mask [B, T] of a batch from a seed of its own: a resumed run draws what the uninterrupted one drew."""
     hop = model.config.encoder.hop
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
     frames = torch.tensor([-(-size // hop) for size in batch.sizes])
-    mask = model.sample_mask(frames, generator)
+    mask = model.sample_mask(frames, seeded_generator(seed))
     # Batches are padded beyond their longest clip, to a few shapes only.
     mask = F.pad(mask, (0, -(-batch.wave.shape[1] // hop) - mask.shape[1]))
-    return mask.to(batch.wave.device)
+    return to_device(mask, batch.wave.device)
 
 
 def _update_losses(bag: MetricBag, output: JepaOutput) -> None:
@@ -63,12 +62,13 @@ class JepaTrainUnit(TrainUnit[SpeechBatch]):
         *,
         seed: int,
         rank: int,
+        augment: AugmentSection,
         anchor_steps: int,
         anchor_start: float,
         anchor_end: float,
     ) -> None:
         self._model, self._base = model, base
-        self._seed, self._rank = seed, rank
+        self._seed, self._rank, self._augment = seed, rank, augment
         self._anchor = (anchor_steps, anchor_start, anchor_end)
         self._step = 0
         self._batch_nr = 0
@@ -90,9 +90,11 @@ class JepaTrainUnit(TrainUnit[SpeechBatch]):
 
     @override
     def process_batch(self, batch: SpeechBatch, metric_bag: MetricBag) -> tuple[Tensor, int | None]:
-        mask = sample_batch_mask(self._base, batch, self._seed, self._step, self._batch_nr, self._rank)
+        seed = (self._seed, self._step, self._batch_nr, self._rank)
         self._batch_nr += 1
-        output: JepaOutput = self._model(batch.wave, batch.lengths, mask, self.anchor_weight)
+        batch = augment(batch, self._augment, seed)
+        mask = sample_batch_mask(self._base, batch, *seed)
+        output: JepaOutput = self._model(batch.wave, batch.lengths, mask, self.anchor_weight, batch.clean)
         require_finite(output.loss, self._step, batch)
         _update_losses(metric_bag, output)
         update_speech_metrics(metric_bag, batch)

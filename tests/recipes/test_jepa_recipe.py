@@ -159,13 +159,13 @@ def test_shipped_yaml_files_are_valid(name: str) -> None:
     container.register_type(_RecipeConfigStructurer, _StandardRecipeConfigStructurer)
     loader, validator = container.resolve(_RecipeConfigLoader), container.resolve(ObjectValidator)
     files = sorted((CONFIGS / name / "configs").glob("*.yaml"))
-    assert {file.stem for file in files} == {"tiny_cpu", "gpu80", "8gpu"}
+    assert {file.stem for file in files} == {"tiny_cpu", "gpu80", "gpu80_small", "8gpu"}
     for file in files:
         config = loader.load(recipe.config_kls, file, None)
         validator.validate(config)
-        assert config.model.arch in ("tiny", "base") and config.common.no_sweep_dir  # type: ignore[attr-defined]
+        assert config.model.arch in ("tiny", "small", "base") and config.common.no_sweep_dir  # type: ignore[attr-defined]
         if name == "codec":
-            assert [float(group.lr) for group in config.optimizer.config.groups] == [config.optimizer.config.lr / 2]  # type: ignore[attr-defined]
+            assert float(config.optimizer.config.groups[0].lr) == config.optimizer.config.lr / 2  # type: ignore[attr-defined]
 
 
 def test_causes_are_told_in_one_line() -> None:

@@ -14,6 +14,7 @@ import tasks  # noqa: F401  (preloads libsndfile)
 from jepa_tok._fairseq2.speech_reader import SpeechBatch
 from jepa_tok.models.codec import Codec
 from jepa_tok.presets import codec_config
+from tasks.augment import AugmentSection
 from tasks.codec.samples import SampleWriter, file_name, spectrogram
 from tasks.codec.unit import CodecEvalUnit, CodecTrainUnit
 
@@ -38,7 +39,8 @@ def make_batch() -> SpeechBatch:
 
 def test_discriminators_and_adversarial_terms_come_in_at_their_steps(codec) -> None:
     codec.train()
-    unit = CodecTrainUnit(codec, discriminator_start=3, adversarial_start=5)
+    augment = AugmentSection(gain_probability=1.0)
+    unit = CodecTrainUnit(codec, seed=1, rank=0, augment=augment, discriminator_start=3, adversarial_start=5)
     bag = MetricBag(torch.device("cpu"))
     unit.prepare_metric_bag(bag)
     seen = {}

@@ -16,6 +16,7 @@ from jepa_tok.audio import save_audio
 from jepa_tok.corpus.manifest import Utterance
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.presets import jepa_config
+from tasks.augment import AugmentSection
 from tasks.jepa.anchor import anchor_weight, fit_anchor
 from tasks.jepa.unit import JepaEvalUnit, JepaTrainUnit, sample_batch_mask
 
@@ -94,7 +95,9 @@ def test_anchor_without_enough_audio_is_refused(clips) -> None:
 
 
 def run_step(model: Jepa, step: int, batch: SpeechBatch) -> torch.Tensor:
-    unit = JepaTrainUnit(model, model, seed=1, rank=0, anchor_steps=10, anchor_start=1.0, anchor_end=0.1)
+    unit = JepaTrainUnit(
+        model, model, seed=1, rank=0, augment=AugmentSection(), anchor_steps=10, anchor_start=1.0, anchor_end=0.1
+    )
     bag = MetricBag(torch.device("cpu"))
     unit.prepare_metric_bag(bag)
     unit.set_step_nr(step)

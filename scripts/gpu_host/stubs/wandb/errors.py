@@ -1,0 +1,5 @@
+"""Caught by fairseq2 around `wandb.init`."""
+
+
+class UsageError(Exception):
+    """Never raised."""
