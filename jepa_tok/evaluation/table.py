@@ -15,22 +15,11 @@ from jepa_tok.evaluation.summary import Found
 def markdown(report: dict[str, Any]) -> str:
     """The whole page."""
     corpus, columns, rows = report["corpus"], report["columns"], report["rows"]
-    speakers = f"{corpus['speakers']} speakers" if corpus["speakers"] else "unknown speakers"
-    titles = [f"{c['title']} {'↑' if c['better'] == 'higher' else '↓'}" for c in columns.values()]
-    lines = [
-        f"# Evaluation of `{report['tokenizer']['name']}`",
-        "",
-        f"Tokenizer {report['tokenizer']['hash']}; {corpus['utterances']} utterances, {corpus['seconds'] / 60:.1f} minutes, {speakers}. "
-        f"In brackets: 95 % bootstrap interval over {corpus['intervals_over']}.",
-        "",
-    ]
-    body = [[_name(r), _rate(r), *(_cell(r["figures"][key], 3) for key in columns)] for r in rows]
-    missing = report["unavailable"]["systems"]
-    body += [[name, "", reason, *[""] * (len(columns) - 1)] for name, reason in missing.items()]
-    lines += [*_table(["system", "bit/s", *titles], body), "", *_notes(report), ""]
+    titles = _titles(report)
+    lines = [f"# Evaluation of `{report['tokenizer']['name']}`", "", *quality(report)]
     lines += ["## Deviation over utterances", ""]
     body = [[r["system"], *(_plain(r["figures"][key], "std") for key in columns)] for r in rows]
-    lines += [*_table(["system", *titles], body), ""]
+    lines += [*table(["system", *titles], body), ""]
     if rows[1:]:
         lines += [
             f"## {rows[0]['system']} minus the row",
@@ -40,14 +29,36 @@ def markdown(report: dict[str, Any]) -> str:
             "",
         ]
         body = [[r["system"], *(_cell(r["differences"][key], 3, "+") for key in columns)] for r in rows[1:]]
-        lines += [*_table(["system", *titles], body), ""]
-    lines += _tokens(report)
+        lines += [*table(["system", *titles], body), ""]
+    lines += ["## Tokens", "", *tokens(report)] if report["tokens"] else []
     lines += ["## Made by", "", f"    {report.get('command', 'jepa_tok.evaluation.evaluate')}", ""]
     packages = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines += [
         f"Commit {report['commit'] or 'unknown'}; seed {report['settings']['seed']}; {report['machine']}, {report['threads']} threads; {packages}."
     ]
     return "\n".join(lines) + "\n"
+
+
+def quality(report: dict[str, Any]) -> list[str]:
+    """Every system's figures with their intervals, of what, and what a reader must know beside them: lines of Markdown."""
+    corpus, columns = report["corpus"], report["columns"]
+    speakers = f"{corpus['speakers']} speakers" if corpus["speakers"] else "unknown speakers"
+    body = [[_name(r), _rate(r), *(_cell(r["figures"][key], 3) for key in columns)] for r in report["rows"]]
+    missing = report["unavailable"]["systems"]
+    body += [[name, "", reason, *[""] * (len(columns) - 1)] for name, reason in missing.items()]
+    return [
+        f"Tokenizer {report['tokenizer']['hash']}; {corpus['utterances']} utterances, {corpus['seconds'] / 60:.1f} minutes, {speakers}. "
+        f"In brackets: 95 % bootstrap interval over {corpus['intervals_over']}.",
+        "",
+        *table(["system", "bit/s", *_titles(report)], body),
+        "",
+        *_notes(report),
+        "",
+    ]
+
+
+def _titles(report: dict[str, Any]) -> list[str]:
+    return [f"{c['title']} {'↑' if c['better'] == 'higher' else '↓'}" for c in report["columns"].values()]
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
@@ -74,11 +85,9 @@ def _notes(report: dict[str, Any]) -> list[str]:
     return [f"* {note}" for note in notes]
 
 
-def _tokens(report: dict[str, Any]) -> list[str]:
-    """How the tokens are used, and what they cost."""
+def tokens(report: dict[str, Any]) -> list[str]:
+    """How the tokens are used, and what they cost: lines of Markdown; only for a report with `tokens`."""
     used, timed = report["tokens"], report["rows"][0]["real_time_factor"]
-    if not used:
-        return []
     groups = used["groups"]
     least = min(groups, key=lambda g: g["used"] / g["vocabulary"])
     rows = [
@@ -89,7 +98,7 @@ def _tokens(report: dict[str, Any]) -> list[str]:
         ["ids of the least used group", f"{least['used']} of {least['vocabulary']} in {used['frames']} frames"],
         *[[f"real-time factor, {part}", f"{factor:.3f} on {report['settings']['device']}"] for part, factor in timed.items()],
     ]  # fmt: skip
-    return ["## Tokens", "", *_table(["", ""], rows), ""]
+    return [*table(["", ""], rows), ""]
 
 
 def versa_lines(found: Sequence[Found], metrics: Sequence[Metric]) -> str:
@@ -105,7 +114,8 @@ def versa_lines(found: Sequence[Found], metrics: Sequence[Metric]) -> str:
     return "".join(lines)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines of Markdown."""
     return ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]
 
 

@@ -119,12 +119,12 @@ def resynthesis(
         except JepaTokError as error:
             run.problems.append(str(error))
     for name, wave in comparison.clips:
-        cards.append(_card(name, "Not of this run's corpus.", wave, makers))
+        cards.append(_card(name, "A clip named with --clip.", wave, makers))
     body = f'<div class="cards">{"".join(cards)}</div>' if cards else missing("Readable audio", "the manifest's paths")
     lead = "Speech to tokens and back. All pictures of this page share one colour scale (log-mel, 0 to 12 kHz)."
     if other is not None:
         own = f" This run's tokenizer is {tokenizer.config.name} ({tokenizer.hash})." if tokenizer is not None else ""
-        lead += f"{escape(own)} Beside it, for comparison, {escape(comparison.name)} ({other.hash}): trained elsewhere, on other speech."
+        lead += f"{escape(own)} Beside it, for comparison, {escape(comparison.name)} ({other.hash}), which this run did not train."
     return section("listen", title, body, lead)
 
 
