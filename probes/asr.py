@@ -110,6 +110,7 @@ def run(
         "positions_per_second": data.meta.frame_rate * data.meta.num_groups,
         "context_frames": context,
         "epochs": epochs,
+        "most_updates": ctc.MOST_UPDATES,
         "grid_lr_weight_decay": [list(pair) for pair in ctc.GRIDS[head]],
         "decoding": decoder if decoder == "greedy" else f"beam search, language model: {lm or 'none'}",
     }

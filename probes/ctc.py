@@ -18,8 +18,7 @@ bidirectional LSTM layers over all slots. SpeechBrain's DASB (arXiv:2406.14294) 
 1024 units a direction, here LSTM_UNITS, for less data; there an attention over the codebooks weighs their embeddings, here they
 are added; there is a position a frame, here `slots` a frame, since ours are long; AdamW's rate falls by a cosine, not on plateaus.
 
-Inputs are centred and scaled by constants of
-the training part, an affine map that changes nothing of this.
+Inputs are centred and scaled by constants of the training part, an affine map that changes nothing of this.
 """
 
 from __future__ import annotations
@@ -48,6 +47,9 @@ GRIDS: dict[str, tuple[tuple[float, float], ...]] = {
 LSTM_UNITS, LSTM_LAYERS, LSTM_DROPOUT = 256, 2, 0.2
 
 UPDATES = 50  # an epoch aims at this many batches, so that a small corpus is not trained on too few
+MOST_UPDATES = (
+    1_000  # a large corpus is passed through fewer times: 15 passes of 10 hours take a core a quarter of an hour
+)
 LEAST_FRAMES, MOST_FRAMES = 20, 160  # of a batch, padding counted: 8 to 64 s
 MIN_SCALE = 0.05  # features that vary less than this are not blown up
 
@@ -184,7 +186,8 @@ def train(
 ) -> tuple[Head, float]:
     """Trains a head by AdamW with a falling rate; returns the epoch's weights with the least CTC loss on dev, and that loss.
 
-    `size` is V. The order of the batches and the first weights come from `seed`.
+    `size` is V. There are `epochs` passes, or fewer where they would make more than MOST_UPDATES updates, and at least one. The
+    order of the batches and the first weights come from `seed`.
     """
     rows = [int(i) for i in train_rows if clips.fits(int(i))]
     checks = [int(i) for i in dev_rows if clips.fits(int(i))]
@@ -192,6 +195,7 @@ def train(
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=decay)
     share = sum(len(clips.frames[i]) for i in rows) // UPDATES
     batches = clips.batches(rows, min(max(share, LEAST_FRAMES), MOST_FRAMES))
+    epochs = min(epochs, max(1, MOST_UPDATES // len(batches)))
     rng = np.random.default_rng([seed, 6])
     best, state = math.inf, copy.deepcopy(head.state_dict())
     step, steps = 0, epochs * len(batches)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import invariance, speed, train_step
+from benchmarks import invariance, probes, speed, train_step
 from benchmarks.clips import make_clip, read_clips
 from benchmarks.peers import PEERS, Port, make_codec, plain_block
 from jepa_tok import SpeechTokenizer, save_audio
@@ -132,3 +132,12 @@ def test_a_training_step_moves_weights_and_their_average() -> None:
     step()
     moved = {name.split(".")[0] for name, p in step.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"encoder", "fsq", "generator", "average"}
+
+
+def test_probes_are_timed_on_a_corpus_that_has_what_they_look_for(tmp_path: Path) -> None:
+    corpus = probes.make_corpus(0.2)
+    assert sum(u.info["seconds"] for u in corpus) >= 720 and len({u.id for u in corpus}) == len(corpus)
+    found = {row["task"]: row for row in probes.measure(1.0, 2, ["speaker"], tmp_path)}
+    assert set(found) == {"pooled once", "speaker"}
+    assert found["speaker"]["metric"] == "accuracy" and found["speaker"]["value"] > 0.5  # chance: 1 in 40
+    assert found["speaker"]["minutes"] == pytest.approx(found["speaker"]["s"] * 6 / 60, abs=0.01)

@@ -87,6 +87,18 @@ def test_batches_hold_every_clip_once() -> None:
         assert len(b) == 1 or len(b) * max(len(clips.frames[i]) for i in b) <= ctc.MOST_FRAMES
 
 
+def test_a_large_corpus_is_passed_through_fewer_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, steps = _clips([4] * 40), []
+    clip_norm = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: steps.append(1) or clip_norm(*given))
+    options = {"size": 5, "context": 0, "epochs": 4, "lr": 0.01, "decay": 0.0, "seed": 0, "device": "cpu"}
+    for most, passes in [(1_000, 4), (19, 2), (3, 1)]:  # 8 batches of 5 clips a pass
+        steps.clear()
+        monkeypatch.setattr(ctc, "MOST_UPDATES", most)
+        ctc.train(clips, range(40), range(40), **options)
+        assert len(steps) == 8 * passes
+
+
 def test_text() -> None:
     assert normalise("Don\u2019t — PANIC!  42\tÄÖ") == "don't panic 42 äö"
     units = Characters(["ab c", "cab"])
@@ -148,3 +160,29 @@ def test_planted_alphabet_is_learnt(
     assert found["splits"]["speakers_in_train_and_test"] == 0
     assert found["better"] == {"wer": "lower", "cer": "lower"} and found["settings"]["positions_per_second"] == 10.0
     assert len(found["settings"]["examples"]) == 5
+
+
+def test_letters_are_found_at_47_5_positions_a_second(
+    tmp_path: Path, write_shards: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames of 128 digits in 19 tokens that spell five letters each, as speech does; shuffled transcripts are not found."""
+    monkeypatch.setattr(ctc, "GRIDS", {"linear": ((0.05, 0.3),)})
+    draw, codes, info = random.Random(0), {}, {}
+    table = {c: (k // 4, k % 4) for k, c in enumerate("abdeist ")}
+    for n in range(160):
+        words = [draw.choice(["bad", "tea", "site", "is", "seat", "diet", "a"]) for _ in range(draw.randint(5, 9))]
+        text = " ".join(words)
+        text += "s" * (-len(text) % 5)
+        frames = np.random.default_rng(n).integers(0, 4, (len(text) // 5, 128))
+        for t, k in np.ndindex(len(frames), 5):
+            frames[t, 20 * k : 20 * k + 20] = table[text[5 * t + k]] * 10
+        codes[f"u{n:03d}"] = frames
+        info[f"u{n:03d}"] = {"text": text, "speaker": f"s{n % 40}"}
+    tokens, out = write_shards(tmp_path / "tokens", codes, info), tmp_path / "out"
+    argv = ["asr", "--tokens", tokens, "--out", out, "--seeds", 0, "--context", 0]
+    assert main([str(a) for a in argv]) == 0
+    found = json.loads((out / "results.json").read_text())
+    cer = {r["input"]: r["metrics"]["cer"] for r in found["rows"] if r["available"]}
+    assert found["settings"]["positions_per_second"] == 47.5
+    assert cer["tokens"]["mean"] < 0.15 and cer["tokens"]["high"] < 0.5 * cer["shuffled"]["low"]
+    assert cer["shuffled"]["mean"] > 0.8 * cer["chance"]["mean"]  # saying what is frequent beats a drawn transcript
