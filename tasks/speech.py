@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,9 @@ from fairseq2.metrics.formatters import format_as_float, format_as_int
 from fairseq2.metrics.recorders import MetricDescriptor
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyContainer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from jepa_tok._fairseq2.speech_reader import SpeechBatch
 from jepa_tok.audio import SAMPLE_RATE
@@ -52,12 +56,40 @@ def update_speech_metrics(bag: MetricBag, batch: SpeechBatch) -> None:
     bag.get("total_unreadable", Sum).update(batch.unreadable)
 
 
-def require_finite(loss: Tensor, step: int, batch: SpeechBatch) -> None:
-    """RecipeError, naming step and clips, where the loss is not a number: no such weight ever reaches a checkpoint."""
-    if not bool(torch.isfinite(loss)):
-        clips = ", ".join(batch.ids[:4]) + (", ..." if len(batch.ids) > 4 else "")
+class FiniteCheck:
+    """Ends a run whose loss or weights are no numbers, before they reach a checkpoint: a hook behind the optimizer's steps.
+
+    The trainer waits for the device when a step is over, to take its time; what is read there costs nothing. Read between
+    forward and backward pass, the same loss would leave the device without work in each step.
+    """
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+        self._clips: list[str] = []
+        self._step = 0
+
+    def watch(self, loss: Tensor, step: int, batch: SpeechBatch) -> None:
+        """Notes a loss of the step that is under way, without reading it."""
+        self._step = step
+        self._losses.append(loss.detach())
+        self._clips += batch.ids[: 5 - len(self._clips)]
+
+    def __call__(self, optimizer: Optimizer, *_: Any) -> None:
+        """RecipeError, naming step and clips, where the step's losses or the weights that it leaves are not finite."""
+        losses, clips = self._losses, self._clips
+        self._losses, self._clips = [], []
+        weights = [p.detach() for group in optimizer.param_groups for p in group["params"]]
+        weights = [p.to_local() if isinstance(p, DTensor) else p for p in weights]  # of a sharded one this rank's part
+        # A gradient can be infinite where the loss is not; and in data parallel the loss of another rank may be the bad one.
+        total = nn.utils.get_total_norm(weights).to(torch.float32)
+        found = torch.stack([*(loss.float() for loss in losses), total]).tolist()
+        if all(map(math.isfinite, found)):
+            return
+        named = ", ".join(clips[:4]) + (", ..." if len(clips) > 4 else "")
+        bad = next((x for x in found[:-1] if not math.isfinite(x)), None)
+        what = f"the loss must be finite, but is {bad} at" if bad is not None else "the weights must be finite, but are not after"  # fmt: skip
         raise RecipeError(
-            f"the loss must be finite, but is {float(loss.detach())} at step {step} (clips {clips}); lower the learning rate, set `trainer.max_grad_norm`, or resume from the last checkpoint with bf16."
+            f"{what} step {self._step} (clips {named}); lower the learning rate, set `trainer.max_grad_norm`, or resume from the last checkpoint with bf16."
         )
 
 

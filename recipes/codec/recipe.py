@@ -76,6 +76,7 @@ class CodecRecipe(Recipe):
             discriminator_start=config.gan.discriminator_start,
             adversarial_start=config.gan.adversarial_start,
         )
+        context.get_optimizer().register_step_post_hook(train_unit.finite)
         if valid_reader is None:
             return context.create_trainer(train_unit, train_reader)
         ids = valid_reader.ids

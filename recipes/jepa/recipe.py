@@ -76,6 +76,7 @@ class JepaRecipe(Recipe):
             anchor_start=config.anchor.start_weight,
             anchor_end=config.anchor.end_weight,
         )
+        context.get_optimizer().register_step_post_hook(train_unit.finite)
         if valid_reader is None:
             return context.create_trainer(train_unit, train_reader)
         monitor = config.monitor

@@ -21,7 +21,7 @@ from jepa_tok.monitor import collapse_stats
 from tasks.augment import AugmentSection, augment
 from tasks.codec.metrics import CODES, LOSSES
 from tasks.codec.samples import SampleWriter
-from tasks.speech import add_speech_metrics, require_finite, update_speech_metrics
+from tasks.speech import FiniteCheck, add_speech_metrics, update_speech_metrics
 
 MAX_MONITORED_FRAMES = 20_000
 """Frames a rank keeps for code usage in one validation."""
@@ -49,6 +49,7 @@ class CodecTrainUnit(TrainUnit[SpeechBatch]):
         self._model = model
         self._seed, self._rank, self._augment = seed, rank, augment
         self._discriminator_start, self._adversarial_start = discriminator_start, adversarial_start
+        self.finite = FiniteCheck()  # to be registered behind the optimizer's steps
         self._step = 0
         self._batch_nr = 0
 
@@ -73,7 +74,7 @@ class CodecTrainUnit(TrainUnit[SpeechBatch]):
             disc=self._step >= self._discriminator_start,
         )
         loss = output.generator_loss + output.discriminator_loss
-        require_finite(loss, self._step, batch)
+        self.finite.watch(loss, self._step, batch)
         for name in LOSSES:
             metric_bag.get(name, Mean).update(getattr(output, name).detach())
         update_speech_metrics(metric_bag, batch)

@@ -27,7 +27,7 @@ from jepa_tok.monitor import collapse_stats
 from tasks.augment import AugmentSection, augment
 from tasks.jepa.anchor import anchor_weight
 from tasks.jepa.metrics import COLLAPSE, LOSSES
-from tasks.speech import add_speech_metrics, require_finite, seeded_generator, to_device, update_speech_metrics
+from tasks.speech import FiniteCheck, add_speech_metrics, seeded_generator, to_device, update_speech_metrics
 
 MAX_MONITORED_FRAMES = 20_000
 """Frames a rank keeps for the collapse monitor in one validation."""
@@ -70,6 +70,7 @@ class JepaTrainUnit(TrainUnit[SpeechBatch]):
         self._model, self._base = model, base
         self._seed, self._rank, self._augment = seed, rank, augment
         self._anchor = (anchor_steps, anchor_start, anchor_end)
+        self.finite = FiniteCheck()  # to be registered behind the optimizer's steps
         self._step = 0
         self._batch_nr = 0
 
@@ -95,7 +96,7 @@ class JepaTrainUnit(TrainUnit[SpeechBatch]):
         batch = augment(batch, self._augment, seed)
         mask = sample_batch_mask(self._base, batch, *seed)
         output: JepaOutput = self._model(batch.wave, batch.lengths, mask, self.anchor_weight, batch.clean)
-        require_finite(output.loss, self._step, batch)
+        self.finite.watch(output.loss, self._step, batch)
         _update_losses(metric_bag, output)
         update_speech_metrics(metric_bag, batch)
         return output.loss, None
