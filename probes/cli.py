@@ -195,6 +195,9 @@ def _add_run(verbs: Any) -> None:
         help="tokenizer folders and adapters (docs/adapters.md); `latent:SPEC` is what one has before its quantiser",
     )
     p.add_argument(
+        "--tasks", type=_names, default=[], metavar="NAME,...", help="of the suite's tasks these alone; default: all"
+    )
+    p.add_argument(
         "--tokens",
         action="append",
         default=[],

@@ -21,9 +21,6 @@ from probes import features
 from probes.data import ProbeData, ProbeError, read_tokens
 from probes.results import Row
 
-CALIBRATION_FRAMES = 2_000
-"""Frames that an untrained tokenizer's quantiser is set to, as many as `recipes.codec` takes by default."""
-
 SHUFFLED = "the first input with labels permuted within train, within dev and within test"
 """Permuted over all parts at once they would score below chance: what test has more of, training would lack."""
 
@@ -245,24 +242,18 @@ def _random_from_shards(data: ProbeData, path: str | Path) -> list[np.ndarray]:
 
 
 def _random_from_audio(data: ProbeData, config: str, seed: int) -> list[np.ndarray]:
-    """Codes by an untrained encoder whose quantiser is set to its latents: a control with dead digits would be too weak."""
-    import torch
+    """Codes by the adapter `random`, whose quantiser is set to the clips: a control with dead digits would be too weak."""
+    from jepa_tok.adapters import make_adapter
 
-    from jepa_tok import SpeechTokenizer
-
-    tokenizer = SpeechTokenizer.from_config(config, seed=seed)
-    if tuple(tokenizer.config.quantizer.radices) != data.radices:
+    adapter = make_adapter(f"random:{config}:{seed}")
+    if adapter.radices != data.radices:
         raise ProbeError(
             f"`--random-config` must have the dimensions and levels of the tokens, but '{config}' has others."
         )
-    latents = []
-    for i in progress(range(len(data)), f"untrained tokenizer, seed {seed}"):
-        wave = _wave(data, i, tokenizer.sample_rate)
-        latents.append(tokenizer.latents(wave, sample_rate=tokenizer.sample_rate))
-    frames = torch.cat(latents)  # [N, D]
-    picks = np.random.default_rng([seed, 8]).permutation(len(frames))[:CALIBRATION_FRAMES]
-    tokenizer.fsq.calibrate(frames[torch.from_numpy(picks)])
-    return [tokenizer.fsq.quantize(z).numpy().astype(np.uint16) for z in latents]
+    order = np.random.default_rng([seed, 8]).permutation(len(data)).tolist()
+    adapter.fit(_wave(data, i, adapter.sample_rate) for i in order)
+    rows = progress(range(len(data)), f"untrained tokenizer, seed {seed}")
+    return [adapter.encode(_wave(data, i, adapter.sample_rate)) for i in rows]
 
 
 def _latents(data: ProbeData, path: str | Path) -> Latents:

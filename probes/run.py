@@ -42,13 +42,14 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Measures a suite; returns 0, or 1 where a cell failed. Raises JepaTokError where the input does not allow a start."""
     if len(set(args.seeds)) != len(args.seeds) or min(args.seeds) < 0:
         raise ProbeError(f"`--seeds` must be different numbers from 0 up, but are {' '.join(map(str, args.seeds))}.")
-    suite = load_suite(args.suite, args.data)
+    whole = load_suite(args.suite, args.data)
+    suite = whole.only(args.tasks)
     entries = make_entries(args.tokenizers, args.tokens, args.device)
     for corpus in suite.corpora:
         for entry in entries:
             entry.check(corpus.name, corpus.utterances)
         corpus.check_labels()
-    audio = fit_audio(suite, args.fit)
+    audio = fit_audio(whole, args.fit)  # the same, whichever tasks are asked for
     out = Path(args.out)
     check_out(out, suite.name)
     lock = lock_folder(out, f"'{out}' is in use by another run; wait for it, or give another `--out`.")
@@ -99,8 +100,9 @@ def check_out(out: Path, suite: str) -> None:
 
 
 def fit_audio(suite: Suite, manifest: str | None) -> list[Utterance]:
-    """What tokenizers may learn from: the manifest, else the rows of the suite that no task tunes or tests on; by seed 0.
+    """What tokenizers may learn from: the manifest, else the rows of the suite that no task tunes or tests on.
 
+    In an order drawn by seed 0: adapters stop reading once they have enough, and should hear many voices until then.
     Raises ProbeError where the manifest holds audio that is not only trained on.
     """
     training = {(u.path, u.start, u.end) for corpus in suite.corpora for u in corpus.training()}
@@ -118,7 +120,8 @@ def fit_audio(suite: Suite, manifest: str | None) -> list[Utterance]:
                 f"'{manifest}' are such (the first is '{both[0].id}')."
             )
     else:
-        rows = [u for c in suite.corpora for u in c.training() if (u.path, u.start, u.end) not in tested]
+        once = {(u.path, u.start, u.end): u for corpus in suite.corpora for u in corpus.training()}
+        rows = [u for key, u in once.items() if key not in tested]
     random.Random(0).shuffle(rows)
     return rows
 

@@ -4,6 +4,7 @@
     manifest: fsdd.jsonl                  # under the data root; a list where there are several; or
     layout: emodb                         # the corpus as its makers laid it out (`layouts.py`), in
     folder: emodb                         # this folder of the data root, where the manifest is not there
+    more: [an4.jsonl]                     # manifests whose training rows are trained on besides, where they are there
     tasks:
       keyword: {probe: classify, column: label, split_column: split_utt}
 
@@ -18,7 +19,7 @@ import hashlib
 import importlib
 import inspect
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -35,7 +36,7 @@ PROBES = ("asr", "speaker", "classify")
 GIVEN = ("data", "inputs", "seeds", "task", "device")
 """Parameters of `prepare` and `run` that are no task's to set."""
 
-_KEYS = {"about", "manifest", "layout", "folder", "tasks", "suites"}
+_KEYS = {"about", "manifest", "layout", "folder", "more", "tasks", "suites"}
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,22 @@ class Suite:
     name: str
     corpora: list[Corpus]
 
+    def only(self, tasks: Sequence[str]) -> Suite:
+        """The suite with these tasks alone, and the corpora that have one; all of it where none is named.
+
+        Raises ProbeError where it has no such task.
+        """
+        known = sorted({task.name for corpus in self.corpora for task in corpus.tasks})
+        unknown = sorted(set(tasks) - set(known))
+        if unknown:
+            raise ProbeError(
+                f"`--tasks` must be of {', '.join(known)} in the suite `{self.name}`, but has `{unknown[0]}`."
+            )
+        if not tasks:
+            return self
+        kept = [replace(c, tasks=[t for t in c.tasks if t.name in tasks]) for c in self.corpora]
+        return Suite(self.name, [c for c in kept if c.tasks])
+
 
 def names() -> list[str]:
     """Names of the suites that come with the probes."""
@@ -198,6 +215,8 @@ def read_corpus_of(path: Path, root: Path) -> Corpus:
         raise ProbeError(f"'{path}': `tasks` must map names to parameters, but does not.")
     corpus = Corpus(path.stem, str(found.get("about", "")), [_task(path, n, given) for n, given in tasks.items()])
     corpus.utterances = _utterances(path, found, root)
+    for name in _list(found.get("more")):
+        _add_training(corpus, path, root / name)
     for u in corpus.utterances:
         if u.part is None and _size(u.path) is None:
             raise ProbeError(
@@ -241,8 +260,7 @@ def _parameters(module: Any, function: str) -> dict[str, Any]:
 
 
 def _utterances(path: Path, found: dict[str, Any], root: Path) -> list[Utterance]:
-    manifests = found.get("manifest", [])
-    manifests = [manifests] if isinstance(manifests, str) else list(manifests)
+    manifests = _list(found.get("manifest"))
     layout = found.get("layout")
     if layout is not None and layout not in LAYOUTS:
         raise ProbeError(f"'{path}': `layout` must be one of {', '.join(LAYOUTS)}, but is `{layout}`.")
@@ -258,6 +276,35 @@ def _utterances(path: Path, found: dict[str, Any], root: Path) -> list[Utterance
     raise ProbeError(
         f"The suite `{path.stem}` must have {' or '.join(places) or 'a `manifest`'}, but it is not there; see `--data`."
     )
+
+
+def _list(given: Any) -> list[str]:
+    """One name, several, or none."""
+    return [given] if isinstance(given, str) else list(given or [])
+
+
+def _add_training(corpus: Corpus, path: Path, manifest: Path) -> None:
+    """Adds the rows of a manifest that every task trains on and has a label for; `about` tells of them, or that there is none.
+
+    Raises ProbeError where a task has no column that says what is trained on, or the manifest has audio of the corpus itself.
+    """
+    if not all(task.split_columns for task in corpus.tasks):
+        raise ProbeError(f"'{path}': `more` must go with tasks that have a `split_column`, but one has none.")
+    if not manifest.exists():
+        corpus.about += f"; {manifest.name} is not there"
+        return
+    labels = {str(task.options["column"]) for task in corpus.tasks}
+    added = Corpus(corpus.name, "", corpus.tasks, _joined(corpus.name, [manifest])).training()
+    added = [u for u in added if all(u.info.get(column) for column in labels)]
+    own = {u.path for u in corpus.utterances}
+    both = [u for u in added if u.path in own]
+    if both:
+        raise ProbeError(
+            f"'{path}': `more` must hold other audio than the corpus, but {len(both)} rows of '{manifest}' are of it (the first is "
+            f"'{both[0].id}')."
+        )
+    corpus.utterances = _unique(corpus.name, [*corpus.utterances, *added])
+    corpus.about += f"; {len(added)} utterances of {manifest.name} are trained on besides"
 
 
 def _joined(name: str, manifests: list[Path]) -> list[Utterance]:

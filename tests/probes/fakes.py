@@ -95,7 +95,8 @@ def write_corpus(root: Path, speakers: int = 6, each: int = 10, *, name: str = "
             pitch = 100 * (s + 1) + draw.normal()
             wave = 0.3 * np.sin(2 * np.pi * pitch * np.arange(size) / RATE) + 0.01 * draw.normal(size=size)
             save_audio(folder / f"s{s}-{k}.wav", wave.astype(np.float32), RATE)
-            row: dict[str, Any] = {"id": f"s{s}-{k}", "path": f"{name}/s{s}-{k}.wav", "speaker": f"s{s}", "size": size}
+            own = f"s{s}-{k}" if name == "tones" else f"{name}-s{s}-{k}"
+            row: dict[str, Any] = {"id": own, "path": f"{name}/s{s}-{k}.wav", "speaker": f"s{s}", "size": size}
             row |= {"text": f"{words[s % 4]} {words[k % 4]}", "high": "yes" if s % 2 else "no"}
             row["split"] = ["train", "train", "train", "dev", "test", "test"][s % 6]
             row["split_utt"] = "test" if k % 5 == 4 else "dev" if k % 5 == 3 else "train"

@@ -147,6 +147,23 @@ def test_a_clip_that_another_corpus_tests_is_not_learned_from(run: Run, made: An
     assert run("learner") == 2  # nothing is left
 
 
+def test_some_tasks_of_a_suite(run: Run, tmp_path: Path) -> None:
+    """What tokenizers learn from stays that of the whole suite, so that other tasks can be added later."""
+    fakes.write_corpus(tmp_path, name="more")
+    fakes.write_suite(tmp_path / "a.yaml", TASKS)
+    both = "{high: {probe: classify, column: high, split_column: split}, who: {probe: classify, column: speaker, split_column: split_utt}}"
+    fakes.write_suite(tmp_path / "b.yaml", both, "more.jsonl")
+    (tmp_path / "tones.yaml").write_text("suites: [a.yaml, b.yaml]\n")
+    assert run("learner", "--tasks", "who") == 0
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert [(t["corpus"], t["task"]) for t in found["tables"]] == [("b", "who")]
+    before = ages(tmp_path)
+    assert run("learner") == 0
+    assert before.items() <= ages(tmp_path).items() and len(list((tmp_path / "out/cache/fit").iterdir())) == 1
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert [t["task"] for t in found["tables"]] == ["speaker", "high", "who"]
+
+
 def test_shards_are_read_and_not_tokenized(run: Run, tmp_path: Path, capsys: Any) -> None:
     rows = [json.loads(line) for line in (tmp_path / "tones.jsonl").read_text().splitlines()]
     radices = (8, 4)
@@ -292,6 +309,7 @@ def test_several_processes_find_the_same(run: Run, tmp_path: Path) -> None:
         (["--seeds", "1", "1"], "`--seeds` must be different"),
         (["--tokens", "x"], "`--tokens` must be NAME=FOLDER"),
         (["--tokens", "x=/none"], "/none"),
+        (["--tasks", "speaker,spaeker"], "`--tasks` must be of speaker in the suite `tones`, but has `spaeker`"),
         (["--suite", "mars"], "`--suite` must be one of all"),
         (["--data", "/none"], "`--data` must be a folder"),
         (["--fit", "/none.jsonl"], "/none.jsonl"),

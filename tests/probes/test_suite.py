@@ -43,7 +43,8 @@ def test_all_is_every_free_corpus(tmp_path: Path) -> None:
     for name in ("librispeech", "an4", "emodb", "fsdd", "esc10"):
         write_corpus(tmp_path, 1, 1, name=name)
     found = suite.load_suite("all", tmp_path)
-    assert [c.name for c in found.corpora] == ["librispeech", "an4", "emodb", "fsdd", "esc10"]
+    names = ["librispeech_speaker", "librispeech_asr", "an4", "emodb", "fsdd", "esc10"]
+    assert [c.name for c in found.corpora] == names
     probes = {task.probe for c in found.corpora for task in c.tasks}
     assert probes == {"asr", "speaker", "classify"}
 
@@ -118,7 +119,7 @@ def test_librispeech_in_its_own_layout(tmp_path: Path) -> None:
     (tmp_path / "LibriSpeech/SPEAKERS.TXT").write_text(
         "; comment\n19 | F | train | 25 | name\n84 | M | dev | 8 | name\n"
     )
-    found = rows(load("librispeech", tmp_path))
+    found = rows(load("librispeech_speaker", tmp_path))
     assert {(r["speaker"], r["gender"], r["split"]) for r in found.values()} == {
         ("ls-19", "F", "train"),
         ("ls-84", "M", "dev"),
@@ -155,6 +156,28 @@ def test_training_rows_are_those_that_every_task_trains_on(tmp_path: Path) -> No
 def test_there_are_none_where_a_task_draws_its_parts(tasks: str, tmp_path: Path) -> None:
     write_corpus(tmp_path)
     assert load(str(write_suite(tmp_path / "s.yaml", tasks)), tmp_path).training() == []
+
+
+def test_more_is_trained_on_where_it_is_there(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    found = [json.loads(line) for line in write_corpus(tmp_path, name="more").read_text().splitlines()]
+    del found[0]["text"]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    path = write_suite(
+        tmp_path / "s.yaml", "{asr: {column: text, split_column: split}}\nmore: [more.jsonl, absent.jsonl]"
+    )
+    corpus = load(str(path), tmp_path)
+    added = corpus.utterances[60:]
+    assert len(added) == 29 and {u.info["split"] for u in added} == {
+        "train"
+    }  # of speakers 0 to 2, less one without text
+    assert corpus.about == "tones; 29 utterances of more.jsonl are trained on besides; absent.jsonl is not there"
+    (tmp_path / "more.jsonl").write_text((tmp_path / "tones.jsonl").read_text())
+    with pytest.raises(ProbeError, match="`more` must hold other audio than the corpus, but 30 rows of"):
+        load(str(path), tmp_path)
+    write_suite(path, "{asr: {column: text}}\nmore: [more.jsonl]")
+    with pytest.raises(ProbeError, match="`more` must go with tasks that have a `split_column`"):
+        load(str(path), tmp_path)
 
 
 @pytest.mark.parametrize(
