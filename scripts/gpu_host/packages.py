@@ -54,7 +54,6 @@ EXPECTED = (
     "pyarrow",
     "safetensors",
     "huggingface-hub",
-    "transformers",
     "tiktoken",
     "sacrebleu",
     "fsspec",
@@ -141,7 +140,9 @@ def wheels_of(folder: Path) -> dict[str, Path]:
         digest, name = line.split("  ")
         file = folder / name
         if not file.is_file() or sha256(file) != digest:
-            raise BundleError(f"{file} is {'not as it was bundled' if file.is_file() else 'missing'}; copy {folder} anew")
+            raise BundleError(
+                f"{file} is {'not as it was bundled' if file.is_file() else 'missing'}; copy {folder} anew"
+            )
         found[canonicalize_name(parse_wheel_filename(name)[0])] = file
     return found
 
@@ -153,7 +154,9 @@ def missing(wheels: dict[str, Path], host: dict[str, str]) -> list[Path]:
     """
     absent = [name for name in (*CARRIED, *EXPECTED) if name not in host and name not in wheels]
     if absent:
-        raise BundleError(f"neither this host nor the bundle has {', '.join(absent)}; bundle again with: --add {' '.join(absent)}")
+        raise BundleError(
+            f"neither this host nor the bundle has {', '.join(absent)}; bundle again with: --add {' '.join(absent)}"
+        )
 
     def needed(name: str) -> bool:
         if name not in host:
@@ -185,7 +188,9 @@ def install(folder: Path, cache: Path) -> Path:
             command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
             command += ["--no-deps", "--no-compile", f"--target={scratch}", *map(str, files)]
             if files and subprocess.run(command, stdout=sys.stderr).returncode:
-                raise BundleError(f"pip could not install the wheels of {folder} for {sys.executable}; what it says is above")
+                raise BundleError(
+                    f"pip could not install the wheels of {folder} for {sys.executable}; what it says is above"
+                )
             for file in files:
                 extract_libraries(file, scratch / "lib")
             scratch.chmod(0o755)

@@ -11,6 +11,7 @@ collate in Python), hence the check may pass; a program that uses fairseq2's nat
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -19,6 +20,15 @@ from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
 STUBS = HERE.parent / "stubs"
+
+HUGGING_FACE = (
+    "fairseq2.data.tokenizers.hg",
+    "fairseq2.models.hg.converter",
+    "fairseq2.models.hg.factory",
+    "fairseq2.models.hg.hub",
+    "fairseq2.models.hg.tokenizer",
+)
+"""Modules of fairseq2 that import transformers, and with it scikit-learn and pandas, whatever a recipe needs."""
 
 
 def name_torch(config: ModuleType, version: str) -> None:
@@ -40,16 +50,34 @@ class ConfigLoader(SourceFileLoader):
         name_torch(module, torch.__version__)
 
 
-class Finder(MetaPathFinder):
-    """Asked first for each module; answers for two."""
+class WithoutTransformers(SourceFileLoader):
+    """Loads a module that sees the stub in place of transformers, which takes longer to import than all the rest."""
 
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if fullname == "fairseq2n.config":
-            found = PathFinder.find_spec(fullname, path)  # type: ignore[arg-type]
-            if found is not None and found.origin is not None:
-                return spec_from_file_location(fullname, loader=ConfigLoader(fullname, found.origin))
+    def exec_module(self, module: ModuleType) -> None:
+        before = sys.modules.pop("transformers", None)
+        spec = spec_from_file_location("transformers", STUBS / "transformers_names.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules["transformers"] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["transformers"])
+        try:
+            super().exec_module(module)
+        finally:
+            del sys.modules["transformers"]
+            if before is not None:
+                sys.modules["transformers"] = before
+
+
+class Finder(MetaPathFinder):
+    """Asked first for each module; answers for those above, and for TensorBoard's writer where it would not import."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
         if fullname == "torch.utils.tensorboard" and find_spec("tensorboard") is None:
             return spec_from_file_location(fullname, STUBS / "torch_utils_tensorboard.py")
+        loader = ConfigLoader if fullname == "fairseq2n.config" else WithoutTransformers
+        if fullname == "fairseq2n.config" or fullname in HUGGING_FACE:
+            found = PathFinder.find_spec(fullname, path)
+            if found is not None and found.origin is not None:
+                return spec_from_file_location(fullname, loader=loader(fullname, found.origin))
         return None
 
 
