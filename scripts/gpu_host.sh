@@ -30,7 +30,7 @@ run)
     python*) python=${PYTHON:-$1} ;;
     *) python=${PYTHON:-python3} ;;
     esac
-    installed=$("$python" "$tools/packages.py" install "$wheels" "${JEPA_TOK_SITE:-${XDG_CACHE_HOME:-$HOME/.cache}/jepa-tok/site}")
+    installed=$("$python" "$tools/packages.py" install "$wheels" "${JEPA_TOK_SITE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/jepa-tok/site}")
     export PYTHONPATH=$tools/site:$root:$installed${PYTHONPATH:+:$PYTHONPATH}
     # TBB's wheel puts its libraries where fairseq2n would find them in a virtual environment, which this is not.
     export LD_LIBRARY_PATH=$installed/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}

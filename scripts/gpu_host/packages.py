@@ -170,7 +170,7 @@ def extract_libraries(wheel: Path, folder: Path) -> None:
     """Extracts what a wheel has for an environment's `lib` (TBB's libraries), which `pip install --target` leaves out."""
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            if ".data/data/lib/lib" in name:
+            if ".data/data/lib/" in name and ".so" in name:
                 folder.mkdir(exist_ok=True)
                 (folder / Path(name).name).write_bytes(archive.read(name))
 
