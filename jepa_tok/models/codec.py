@@ -139,8 +139,12 @@ class Codec(nn.Module):
         # A tensor, not a number: nothing waits for the device.
         share = 1.0 - ((1.0 + self.updates) / (10.0 + self.updates)).clamp_max(self.config.average_decay)
         for name, average in self.average.items():
-            for target, online in zip(average.parameters(), getattr(self, name).parameters()):
-                target.lerp_(online, share)
+            averages: list[Tensor] = list(average.parameters())
+            if averages:  # a quantiser bounded by `tanh` has none
+                # All at once: hundreds of small launches would take a tenth of a step.
+                steps = list(torch._foreach_sub(list(getattr(self, name).parameters()), averages))  # type: ignore[arg-type]
+                torch._foreach_mul_(steps, share)
+                torch._foreach_add_(averages, steps)
 
     def forward(
         self, wave: Tensor, lengths: Tensor | None = None, adversarial: bool = True, disc: bool = True

@@ -155,5 +155,12 @@ class Jepa(nn.Module):
         Works on float32 master weights; in half precision steps of (1 - decay) would round to nothing.
         """
         decay = self.config.target_decay if decay is None else decay
-        for target, online in zip(self.target_encoder.parameters(), self.encoder.parameters()):
-            target.lerp_(online.detach().to(target.dtype), 1.0 - decay)
+        # All at once: hundreds of small launches would take a tenth of a GPU's step.
+        targets = [_own_shard(p) for p in self.target_encoder.parameters()]
+        onlines = [_own_shard(p).to(t.dtype) for p, t in zip(self.encoder.parameters(), targets)]
+        torch._foreach_lerp_(targets, onlines, 1.0 - decay)
+
+
+def _own_shard(parameter: Tensor) -> Tensor:
+    """What this rank holds of a parameter, by reference; under FSDP2 those of encoder and target line up."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter.detach()
