@@ -16,10 +16,17 @@ usage() {
 verb=$1 wheels=$2
 shift 2
 
+need_python() {
+    "$1" -c 'import pip, packaging' 2>/dev/null && return
+    echo "gpu_host: error: $1 must be a Python with pip and packaging, but is not; name another: PYTHON=/path/to/python" >&2
+    exit 2
+}
+
 case $verb in
 bundle)
     python=${PYTHON:-$root/.venv/bin/python}
     [ -x "$python" ] || command -v "$python" >/dev/null || python=python3
+    need_python "$python"
     exec "$python" "$tools/packages.py" bundle "$wheels" "$@"
     ;;
 run)
@@ -30,6 +37,7 @@ run)
     python*) python=${PYTHON:-$1} ;;
     *) python=${PYTHON:-python3} ;;
     esac
+    need_python "$python"
     installed=$("$python" "$tools/packages.py" install "$wheels" "${JEPA_TOK_SITE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/jepa-tok/site}")
     export PYTHONPATH=$tools/site:$root:$installed${PYTHONPATH:+:$PYTHONPATH}
     # TBB's wheel puts its libraries where fairseq2n would find them in a virtual environment, which this is not.
