@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import jepa_tok._fairseq2  # noqa: F401
 from jepa_tok._fairseq2.models import apply_ac, apply_fsdp, create_codec, create_jepa, layer_stacks
 from jepa_tok._fairseq2.sndfile import bundled_sndfile, link_sndfile, preload_sndfile
 from jepa_tok.models.jepa import Jepa
+from jepa_tok.models.regions import compile_regions
 from jepa_tok.presets import PRESETS, codec_config, jepa_config
 from jepa_tok.training_config import CodecConfig, JepaConfig
 
@@ -78,6 +80,27 @@ def test_activation_checkpointing_changes_neither_names_nor_gradients() -> None:
     assert len(gradients) == len(others)
     for a, b in zip(gradients.values(), others.values()):
         torch.testing.assert_close(a, b)
+
+
+def test_compiled_regions_change_neither_names_nor_gradients() -> None:
+    plain, compiled = tiny_jepa(), tiny_jepa()
+    graphs: list[int] = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        graphs.append(len(inputs))
+        return module.forward
+
+    compile_regions(compiled, backend=backend, dynamic=False)
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    loss, gradients = losses_and_gradients(plain)
+    again, others = losses_and_gradients(compiled)
+    torch.testing.assert_close(loss, again)
+    for name, value in gradients.items():
+        torch.testing.assert_close(others[name], value)
+    # Per encoder and stage an activation, a block and a gate, with and without gradients; the Conformers beside them.
+    assert len(graphs) > 2 * 3 * 5
+    losses_and_gradients(compiled)
+    assert len(graphs) < 50  # the same shapes again: nothing is compiled anew
 
 
 def test_student_and_teacher_are_wrapped_alike() -> None:

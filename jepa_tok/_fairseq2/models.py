@@ -20,6 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from jepa_tok.errors import ConfigError
 from jepa_tok.models.codec import Codec
 from jepa_tok.models.jepa import Jepa
+from jepa_tok.models.regions import block_lists, compile_regions
 from jepa_tok.presets import PRESETS, codec_config, jepa_config
 from jepa_tok.training_config import CodecConfig, JepaConfig
 
@@ -38,7 +39,7 @@ def register_models(container: DependencyContainer) -> None:
         config_kls=JepaConfig,
         factory=create_jepa,
         supports_meta=False,
-        compiler=compile_layers,
+        compiler=compile_regions,
         fsdp_applier=apply_fsdp,
         layerwise_ac_applier=apply_ac,
     )
@@ -50,7 +51,7 @@ def register_models(container: DependencyContainer) -> None:
         config_kls=CodecConfig,
         factory=create_codec,
         supports_meta=False,
-        compiler=compile_layers,
+        compiler=compile_regions,
         layerwise_ac_applier=apply_ac,
     )
     _register_archs(container, JepaConfig, jepa_config)
@@ -81,11 +82,11 @@ def create_codec(config: CodecConfig) -> Codec:
 
 
 def layer_stacks(model: nn.Module) -> Iterator[nn.ModuleList]:
-    """The lists of layers that hooks act on: stages and Conformers, of student and teacher alike, then the generator's.
+    """The lists of layers that FSDP2 shards: stages and Conformers.
 
-    Student and teacher get the same treatment, so that under FSDP2 their shards line up for the EMA.
+    Student and teacher get the same treatment, so that their shards line up for the EMA.
     """
-    for name in ("encoder", "target_encoder", "predictor", "generator"):
+    for name in ("encoder", "target_encoder", "predictor"):
         part = getattr(model, name, None)
         for stack in ("stages", "conformers"):
             layers = getattr(part, stack, None)
@@ -116,14 +117,10 @@ def apply_fsdp(model: nn.Module, granularity: str, wrapper: FSDPWrapper) -> nn.M
 
 
 def apply_ac(model: nn.Module, every_nth_layer: int) -> nn.Module:
-    """Recomputes every nth stage and Conformer block in the backward pass."""
-    for stack in layer_stacks(model):
-        apply_layerwise_ac(stack, every_nth_layer)
+    """Recomputes every nth residual and Conformer block in the backward pass.
+
+    Not whole stages: the first alone, recomputed, holds more than half of what all keep.
+    """
+    for blocks in list(block_lists(model)):
+        apply_layerwise_ac(blocks, every_nth_layer)
     return model
-
-
-def compile_layers(model: nn.Module, *args: Any, **kwargs: Any) -> None:
-    """Compiles stages and Conformer blocks in place, so that names in checkpoints stay what they are."""
-    for stack in layer_stacks(model):
-        for layer in stack:
-            layer.compile(*args, **kwargs)

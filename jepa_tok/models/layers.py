@@ -9,6 +9,7 @@ zeros, so that a clip gives the same output alone and padded in a batch. A causa
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,24 +99,30 @@ class ConvNeXtBlock(nn.Module):
         return apply_mask(x + h.transpose(1, 2), mask)
 
 
-def dilated_conv(x: Tensor, conv: TimeConv, state: StreamState | None = None) -> Tensor:
-    """`conv` on x [B, C, 1, L], without the taps that can only see padding.
+def meeting_taps(conv: TimeConv, length: int | None) -> tuple[Tensor, int]:
+    """The taps [C', C, K'] of `conv` that can see more than padding, and which of them meets the step itself.
 
     A tap that looks d steps aside multiplies zeros wherever |d| >= L: for the paper's dilations, up to 78,125, most clips
     are shorter than that. Where only the centre tap is left the convolution is one dense product of a third of the cost;
-    the result is the same. In a stream a tap may meet what came before, so all stay.
+    the result is the same. In a stream (`length` None) a tap may meet what came before, so all stay.
     """
-    kernel, dilation, length = conv.kernel_size[0], conv.dilation[0], x.shape[-1]
-    own = kernel - 1 if conv.causal else kernel // 2  # the tap that meets the step itself
+    kernel = conv.kernel_size[0]
+    own = kernel - 1 if conv.causal else kernel // 2
     # Taps before it that can meet a sample, and after it unless causal.
-    reach = own if state is not None else min(own, (length - 1) // dilation)
-    weight = conv.weight[:, :, None, own - reach : own + reach + 1]
+    reach = own if length is None else min(own, (length - 1) // conv.dilation[0])
+    return conv.weight[:, :, own - reach : own + reach + 1], reach
+
+
+def dilated_conv(x: Tensor, conv: TimeConv, state: StreamState | None = None) -> Tensor:
+    """`conv` on x [B, C, 1, L], with the taps that matter alone."""
+    weight, reach = meeting_taps(conv, x.shape[-1] if state is None else None)
+    weight = weight[:, :, None]
     if x.is_contiguous(memory_format=torch.channels_last):  # the kernels take both in one layout
         weight = weight.contiguous(memory_format=torch.channels_last)
-    padding = reach * dilation
+    padding = reach * conv.dilation[0]
     if conv.causal:
         x, padding = look_back(x, padding, state, conv), 0
-    return F.conv2d(x, weight, conv.bias, padding=(0, padding), dilation=(1, dilation))
+    return F.conv2d(x, weight, conv.bias, padding=(0, padding), dilation=(1, conv.dilation[0]))
 
 
 class HifiGanResBlock(nn.Module):
@@ -125,6 +132,11 @@ class HifiGanResBlock(nn.Module):
         super().__init__()
         self.dilated = nn.ModuleList(TimeConv(channels, channels, kernel, dilation=d, causal=causal) for d in dilations)
         self.plain = nn.ModuleList(TimeConv(channels, channels, kernel, causal=causal) for _ in dilations)
+        self.fused = False
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """In place of nn.Module's: our own kernels for GPUs in half precision, which fuse what a compiler leaves apart."""
+        self.fused = True
 
     def forward(self, x: Tensor, mask: Tensor | None = None, state: StreamState | None = None) -> Tensor:
         """[B, C, L] -> [B, C, L]; steps outside `mask` [B, L] are zero in the output.
@@ -132,6 +144,9 @@ class HifiGanResBlock(nn.Module):
         On CPUs channels last, and masks and activations in place: what is not a convolution only moves memory. What is
         written to is the block's own, and nothing that the backward pass reads.
         """
+        dtype = _half_precision(x) if self.fused and state is None and x.shape[1] % 16 == 0 else None
+        if dtype is not None:
+            return self._forward_fused(x.to(dtype), mask)
         x = x[:, :, None, :]  # [B, C, 1, L]
         if x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
@@ -142,6 +157,26 @@ class HifiGanResBlock(nn.Module):
             h = dilated_conv(F.leaky_relu(h, 0.1, inplace=True), plain, state)
             x = h.add_(x) if h.dtype == x.dtype else x + h  # under autocast the residual stays in float32
         return (x * real)[:, :, 0]
+
+    def _forward_fused(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        from jepa_tok.models.kernels import residual_pair  # needs Triton, which is where a GPU is
+
+        x = x.transpose(1, 2).contiguous()  # [B, L, C]
+        real = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask.contiguous()
+        for dilated, plain in zip(self.dilated, self.plain):
+            assert isinstance(dilated, TimeConv) and isinstance(plain, TimeConv)
+            assert dilated.bias is not None and plain.bias is not None
+            (w1, own1), (w2, own2) = (meeting_taps(conv, x.shape[1]) for conv in (dilated, plain))
+            x = residual_pair(x, real, w1, dilated.bias, w2, plain.bias, dilated.dilation[0], (own1, own2))
+        return x.transpose(1, 2)
+
+
+def _half_precision(x: Tensor) -> torch.dtype | None:
+    """bf16 or fp16 where a convolution on x would run in it on a GPU; None elsewhere."""
+    if x.device.type != "cuda":
+        return None
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+    return dtype if dtype in (torch.bfloat16, torch.float16) else None
 
 
 def init_weights(module: nn.Module, how: str) -> None:
