@@ -1,4 +1,4 @@
-"""`python -m probes asr|speaker|emotion|classify|run`."""
+"""`python -m probes asr|speaker|emotion|classify|run|study`."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ _EXAMPLES = """examples:
   python -m probes emotion --tokens exp/tokens --labels data/manifest.jsonl --random-config tiny --out exp/probes/emotion
   python -m probes asr --tokens exp/tokens --units char --out exp/probes/asr
   python -m probes run --suite librispeech --tokenizers exp/tokenizer,random:small,melkm --data /corpora --out exp/probes/librispeech
+  python -m probes study --suite librispeech --tokenizer exp/tokenizer --data /corpora --out exp/probes/librispeech
 """
 
 
@@ -56,14 +57,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all three probes."""
+    """The parser of all verbs."""
     top = _Parser(
         prog="python -m probes",
         description="Linear probes on packed tokens, beside their controls: untrained tokenizer, log-mels, shuffled labels, chance.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    tasks = top.add_subparsers(dest="task", required=True, metavar="asr|speaker|emotion|classify|run")
+    tasks = top.add_subparsers(dest="task", required=True, metavar="asr|speaker|emotion|classify|run|study")
     about = {
         "asr": "word and character error rates of a CTC head at 47.5 positions a second",
         "speaker": "closed-set identification accuracy, and verification EER and minDCF",
@@ -174,6 +175,7 @@ def parser() -> argparse.ArgumentParser:
             p.add_argument("--epochs", type=_positive, default=15, metavar="N", help="default: 15")
             p.add_argument("--device", default="cpu", help="torch device; default: cpu")
     _add_run(tasks)
+    _add_study(tasks)
     return top
 
 
@@ -185,8 +187,7 @@ def _add_run(verbs: Any) -> None:
     p = verbs.add_parser(
         "run", help=line, description=line, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--suite", required=True, metavar="NAME", help="a suite's name, or the .yaml file of one")
-    p.add_argument("--data", default="data", metavar="ROOT", help="folder of the corpora; default: data")
+    _add_suite(p)
     p.add_argument(
         "--tokenizers",
         type=_names,
@@ -195,22 +196,44 @@ def _add_run(verbs: Any) -> None:
         help="tokenizer folders and adapters (docs/adapters.md); `latent:SPEC` is what one has before its quantiser",
     )
     p.add_argument(
-        "--tasks", type=_names, default=[], metavar="NAME,...", help="of the suite's tasks these alone; default: all"
-    )
-    p.add_argument(
         "--tokens",
         action="append",
         default=[],
         metavar="NAME=DIR",
         help="token shards of the whole suite, taken as they are; may be given several times",
     )
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    p.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes that measure; default: 1")
+
+
+def _add_study(verbs: Any) -> None:
+    """The verb that looks into one tokenizer."""
+    line = (
+        "which tokens, digits and frames carry what, and what DAAM gates follow: heat maps on one page (docs/probes.md)"
+    )
+    p = verbs.add_parser(
+        "study", help=line, description=line, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    _add_suite(p)
+    p.add_argument("--tokenizer", required=True, metavar="SPEC", help="a tokenizer folder or an adapter")
+    p.add_argument(
+        "--control", metavar="SPEC", help="what stands beside it; default: for ours, an untrained one of its config"
+    )
+    p.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: 0")
+
+
+def _add_suite(p: argparse.ArgumentParser) -> None:
+    """What both verbs on suites take."""
+    p.add_argument("--suite", required=True, metavar="NAME", help="a suite's name, or the .yaml file of one")
+    p.add_argument("--data", default="data", metavar="ROOT", help="folder of the corpora; default: data")
+    p.add_argument(
+        "--tasks", type=_names, default=[], metavar="NAME,...", help="of the suite's tasks these alone; default: all"
+    )
     p.add_argument("--out", required=True, metavar="DIR", help="folder of the results; a run with it again goes on")
     p.add_argument(
         "--fit", metavar="MANIFEST", help="audio for tokenizers that learn; default: the suite's training part"
     )
     p.add_argument("--cache", metavar="DIR", help="folder of codes and latents; default: OUT/cache")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
-    p.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes that measure; default: 1")
     p.add_argument("--device", default="cpu", help="torch device; default: cpu")
 
 
@@ -224,6 +247,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from probes.run import run as run_suite
 
             return run_suite(args, given)
+        if args.task == "study":
+            from probes.studies import run as run_study
+
+            return run_study(args, given)
         run(args, given)
     except KeyboardInterrupt:
         print("interrupted: what was finished stays, and the same command goes on from there", file=sys.stderr)

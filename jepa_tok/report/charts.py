@@ -1,4 +1,4 @@
-"""Line charts, dots with intervals, bars and strips as inline SVG; colours come from the page's CSS, so that dark and light themes both work."""
+"""Line charts, dots with intervals, bars, strips and heat maps as inline SVG; colours come from the page's CSS, so that dark and light themes both work."""
 
 from __future__ import annotations
 
@@ -183,6 +183,57 @@ def usage_map(shares: Sequence[Sequence[float]]) -> str:
             f'<text class="tick" x="{left - 6}" y="{(levels - 1 - k) * cell + 12}" text-anchor="end">level {k}</text>'
         )
     return "".join(parts) + _dimensions(count, left, step, levels * cell) + "</svg>"
+
+
+def heat(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    shades: Sequence[Sequence[float | None]],
+    texts: Sequence[Sequence[str]],
+    note: str = "",
+    *,
+    labels: bool = True,
+) -> str:
+    """A titled map of cells: `shades` [rows][columns] from 0 (empty) to 1, cut there; None leaves a cell out.
+
+    `texts` are what a cell tells when pointed at; its first word stands in it where there are `labels`.
+    """
+    left, width = (250, 690) if labels else (62, 400)
+    tall = 24 if labels else 16
+    step = width / len(columns)
+    bottom = tall * len(rows)
+    parts = [
+        f'<svg {"class=wide " if labels else ""}viewBox="0 0 {left + width + 6} {bottom + 20}" role="img" aria-label="{escape(title)}">'
+    ]
+    for r, (name, own, said) in enumerate(zip(rows, shades, texts)):
+        short = name if len(name) < 40 else "\u2026" + name[-38:]
+        parts.append(
+            f'<text class="tick" x="{left - 8}" y="{tall * (r + 0.5) + 4:.1f}" text-anchor="end">{escape(short)}</text>'
+        )
+        for c, (shade, text) in enumerate(zip(own, said)):
+            if shade is None:
+                continue
+            x = left + c * step
+            opacity = 0.05 + 0.75 * min(max(shade, 0.0), 1.0)
+            parts.append(
+                f'<rect class="heat" x="{x:.2f}" y="{r * tall}" width="{step - 1:.2f}" height="{tall - 1}" style="fill-opacity:{opacity:.3f}">'
+                f"<title>{escape(name)}, {escape(columns[c])}: {escape(text)}</title></rect>"
+            )
+            if labels:
+                word = text.partition(" ")[0].removeprefix("0")[:3] if text.startswith("0.") else text.partition(" ")[0]
+                parts.append(
+                    f'<text class="cell" x="{x + step / 2:.1f}" y="{tall * (r + 0.5) + 4:.1f}" text-anchor="middle">{escape(word)}</text>'
+                )
+    for c, name in enumerate(columns):
+        parts.append(
+            f'<text class="tick" x="{left + (c + 0.5) * step:.1f}" y="{bottom + 14}" text-anchor="middle">{escape(name)}</text>'
+        )
+    foot = f'<p class="small">{escape(note)}</p>' if note else ""
+    kind = "chart broad" if labels else "chart"
+    return (
+        f'<figure class="{kind}"><figcaption><b>{escape(title)}</b></figcaption>{"".join(parts)}</svg>{foot}</figure>'
+    )
 
 
 def bars(values: Sequence[float], label: str) -> str:
