@@ -198,6 +198,20 @@ def test_classes_are_picked_and_mapped(classes: str, kept: dict[str, int], tmp_p
     assert {name: labels.count(name) for name in set(labels)} == kept | {min(kept): 29}
 
 
+def test_the_suite_that_the_page_shows(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/probes.md").read_text(encoding="utf-8")
+    text = page.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "commands.yaml").write_text(text)
+    manifest = write_corpus(tmp_path, name="commands")
+    manifest.write_text(manifest.read_text().replace('"high"', '"word"'))
+    corpus = load(str(tmp_path / "commands.yaml"), tmp_path)
+    corpus.check_labels()
+    assert [task.name for task in corpus.tasks] == ["keyword", "speaker", "asr"]
+    assert corpus.about == "spoken commands, our office; an4.jsonl is not there" and corpus.training()
+    told = [name for name in suite.names() if f"`{name}`" in page]
+    assert told == suite.names()
+
+
 # --- mistakes
 
 
