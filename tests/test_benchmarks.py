@@ -115,23 +115,43 @@ def test_speed_table(side: str) -> None:
     assert {"command", "commit", "machine", "versions", "load_before"} <= found.keys()
 
 
+def step_arguments(**changes: object) -> argparse.Namespace:
+    plain = {"device": "cpu", "dtype": "fp32", "batch": 2, "seconds": 0.4, "segment": 0.2, "fine_tune": True, "warm_up": 0,
+             "steps": 1, "profile": None, "compile": False, "recompute": False}  # fmt: skip
+    return argparse.Namespace(**plain, **changes)
+
+
 @pytest.mark.parametrize("stage", train_step.STAGES)
 def test_a_training_step_is_counted(stage: str) -> None:
-    args = argparse.Namespace(
-        device="cpu", dtype="fp32", batch=2, seconds=0.4, segment=0.2, fine_tune=True, warm_up=0, steps=1, profile=None
-    )
-    row = train_step.measure("tiny", stage, args, rate=1e12)
+    row = train_step.measure("tiny", stage, step_arguments(), rate=1e12, bandwidth=1e12)
     # Forward, and twice that backward, of the online encoder at least (0.05 GFLOP per second of audio), and not a hundred times it.
     assert 0.1 < row["GFLOP per s"] < 10 and row["TFLOP/s"] == pytest.approx(row["MFU"])
+    assert 0.0 < row["bound"] < 1.0
 
 
 def test_a_training_step_moves_weights_and_their_average() -> None:
-    args = argparse.Namespace(device="cpu", dtype="fp32", batch=2, seconds=0.4, segment=0.2, fine_tune=True)
-    step = train_step.Step("tiny", "2", args)
+    step = train_step.Step("tiny", "2", step_arguments())
     before = {name: p.clone() for name, p in step.model.named_parameters()}
     step()
     moved = {name.split(".")[0] for name, p in step.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"encoder", "fsq", "generator", "average"}
+
+
+@pytest.mark.parametrize("conv", [
+    torch.nn.Conv1d(12, 24, 3, padding=5, dilation=5), torch.nn.Conv1d(12, 12, 7, padding=3, groups=12),
+    torch.nn.Conv1d(12, 24, 4, stride=2, groups=3), torch.nn.ConvTranspose1d(12, 6, 4, stride=2),
+    torch.nn.ConvTranspose1d(12, 6, 4, stride=2, groups=3),
+])  # fmt: skip
+def test_products_of_dilated_grouped_and_transposed_convolutions(conv: torch.nn.Module) -> None:
+    x = torch.randn(2, 12, 40, requires_grad=True)
+    with train_step.Products() as products:
+        out = conv(x)
+        out.sum().backward()
+    steps = x.shape[2] if isinstance(conv, torch.nn.ConvTranspose1d) else out.shape[2]
+    forward = 2 * 2 * steps * conv.in_channels * conv.out_channels // conv.groups * conv.kernel_size[0]
+    assert [flops for flops, _ in products.found] == [forward, 2 * forward]
+    sizes = [x.numel(), out.numel(), conv.weight.numel(), conv.bias.numel()]
+    assert products.found[0][1] == 4 * sum(sizes)
 
 
 def test_probes_are_timed_on_a_corpus_that_has_what_they_look_for(tmp_path: Path) -> None:
