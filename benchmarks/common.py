@@ -11,11 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jepa_tok import SpeechTokenizer, provenance
+from jepa_tok import provenance
 from jepa_tok.errors import JepaTokError
 from jepa_tok.files import write_text
+
+if TYPE_CHECKING:
+    from jepa_tok import SpeechTokenizer
 
 
 def machine() -> dict[str, Any]:
@@ -45,6 +48,8 @@ def tokenizer_parser(description: str) -> argparse.ArgumentParser:
 
 def load_tokenizer(args: argparse.Namespace) -> tuple[SpeechTokenizer, list[str]]:
     """The tokenizer that the options name, and those options for `jepa-tok`."""
+    from jepa_tok import SpeechTokenizer  # needs soundfile, which benchmarks on noise do not
+
     if args.tokenizer:
         return SpeechTokenizer.from_pretrained(args.tokenizer), ["--tokenizer", args.tokenizer]
     return SpeechTokenizer.from_config(args.random_init), ["--tokenizer", args.random_init, "--random-init"]
