@@ -231,10 +231,11 @@ class SpeechReader(DataReader[SpeechBatch]):
             return None
         sizes = [len(wave) for wave in waves]
         unit = round(self._section.pad_seconds * SAMPLE_RATE)
-        padded = torch.zeros(len(waves), -(-max(sizes) // unit) * unit)
+        pin = torch.cuda.is_available()  # a copy to a GPU from ordinary memory would wait
+        padded = torch.zeros(len(waves), -(-max(sizes) // unit) * unit, pin_memory=pin)
         for row, wave in zip(padded, waves):
             row[: len(wave)] = wave
-        return SpeechBatch(padded, torch.tensor(sizes), ids, unreadable, sizes)
+        return SpeechBatch(padded, torch.tensor(sizes, pin_memory=pin), ids, unreadable, sizes)
 
     def _read_clip(self, epoch: int, index: int) -> Tensor | None:
         if not self._training:
