@@ -86,14 +86,14 @@ def run(
     head: str = "linear",
     decoder: str = "greedy",
     lm: str | None = None,
-    context: int = 1,
+    context: int | None = None,
     epochs: int = 15,
     device: str = "cpu",
 ) -> Outcome:
     """Trains and scores every input for every seed; `data` comes from `prepare`.
 
     For each input the grids are tried with the first seed and their best used for all seeds; shuffled labels get the choice
-    of the first input. Raises ProbeError where labels or splits do not allow it, or what beam search needs is missing.
+    of the first input. `context` is `ctc.default_context` unless told otherwise. Raises ProbeError where labels or splits do not allow it, or what beam search needs is missing.
     """
     decoding.check(decoder, lm)
     texts = [normalise(str(v)) for v in data.values(column)]
@@ -108,7 +108,6 @@ def run(
         "units": units,
         "head": head,
         "positions_per_second": data.meta.frame_rate * data.meta.num_groups,
-        "context_frames": context,
         "epochs": epochs,
         "most_updates": ctc.MOST_UPDATES,
         "grid_lr_weight_decay": [list(pair) for pair in ctc.GRIDS[head]],
@@ -136,10 +135,11 @@ def run(
             frames, expand = source.frames(seed)
             clips = ctc.Clips(frames, expand, [[u + 1 for u in known.encode(t)] for t in own], data.meta.num_groups)
             _check_fit(clips, split)
+            rate = data.meta.frame_rate
             options = {
                 "kind": head,
                 "size": known.size + 1,
-                "context": context,
+                "context": ctc.default_context(clips, rate) if context is None else context,
                 "epochs": epochs,
                 "seed": seed,
                 "device": device,
@@ -154,7 +154,7 @@ def run(
             score(row, split, guess)
             if row.input == first and seed == seeds[0]:
                 unfit = sum(not clips.fits(int(i)) for i in split.train)
-                settings["labels"] = known.size + 1
+                settings.update(labels=known.size + 1, context_frames=options["context"])
                 examples = [{"id": data.ids[i], "truth": texts[i], "guess": g} for i, g in zip(split.test[:5], guess)]
     settings["chosen"] = {
         name: {"lr": lr, "weight_decay": decay, "beam": search.width, "lm_weight": search.lm_weight}

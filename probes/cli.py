@@ -156,9 +156,8 @@ def parser() -> argparse.ArgumentParser:
             p.add_argument(
                 "--context",
                 type=_natural,
-                default=1,
                 metavar="N",
-                help="neighbouring frames the head sees on each side; default: 1",
+                help="neighbouring frames the linear head sees on each side; default: those of 400 ms",
             )
             p.add_argument(
                 "--head",

@@ -91,8 +91,8 @@ def _rows(table: dict[str, Any]) -> str:
     names = "".join(f"<th class=n>{escape(metric_name(m))}{arrows[way]}</th>" for m, way in table["better"].items())
     body = "".join(_line(table, *line) for line in tables.lines_of(table))
     return (
-        "<div class=scroll><table><thead><tr><th>row</th><th class=n>bit/s</th><th class=n>frames/s</th>"
-        f"{names}<th></th></tr></thead><tbody>{body}</tbody></table></div>"
+        "<div class=scroll><table><thead><tr><th style='min-width:150px'>row</th><th class=n>bit/s</th><th class=n>frames/s</th>"
+        f"{names}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -106,13 +106,17 @@ def _line(table: dict[str, Any], name: str, metrics: dict[str, Any], row: dict[s
         said.append("failed, see below")
     values = "".join(f"<td class=n>{_value(metrics.get(m))}</td>" for m in table["better"])
     kind = "soft" if not own else "main" if row["kind"] == "tokenizer" else ""
+    about = f'<br><span class="dev">{_prose("; ".join(said))}</span>' if said else ""
     return (
-        f'<tr class="{kind}"><td>{escape(WORDS.get(name, name))}</td><td class=n>{f"{bits:.0f}" if bits else ""}</td>'
-        f'<td class=n>{f"{rate:g}" if rate else ""}</td>{values}<td><span class="dev">{_prose("; ".join(said))}</span></td></tr>'
+        f'<tr class="{kind}"><td>{escape(WORDS.get(name, name))}{about}</td><td class=n>{f"{bits:.0f}" if bits else ""}</td>'
+        f"<td class=n>{f'{rate:g}' if rate else ''}</td>{values}</tr>"
     )
 
 
 def _value(metric: dict[str, Any] | None) -> str:
-    """The mean, and small what surrounds it."""
+    """The mean and, small, its deviation where there is one; its interval below."""
     mean, _, rest = cell(metric).partition(" ")
-    return f'{mean} <span class="dev">{escape(rest)}</span>' if rest else mean
+    deviation, _, interval = rest.partition(" [")
+    if metric and metric.get("std"):
+        mean += f' <span class="dev">{deviation}</span>'
+    return mean + (f'<br><span class="dev">[{interval}</span>' if interval else "")
