@@ -133,13 +133,13 @@ def run(
             own = shuffled(texts, data, split, seed) if shuffle else texts
             known = _units(units, [own[i] for i in split.train], spm_size)
             frames, expand = source.frames(seed)
-            clips = ctc.Clips(frames, expand, [[u + 1 for u in known.encode(t)] for t in own], data.meta.num_groups)
+            labels = [[u + 1 for u in known.encode(t)] for t in own]
+            clips = ctc.Clips(frames, expand, labels, data.meta.num_groups, data.meta.frame_rate)
             _check_fit(clips, split)
-            rate = data.meta.frame_rate
             options = {
                 "kind": head,
                 "size": known.size + 1,
-                "context": ctc.default_context(clips, rate) if context is None else context,
+                "context": ctc.default_context(clips) if context is None else context,
                 "epochs": epochs,
                 "seed": seed,
                 "device": device,

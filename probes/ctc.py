@@ -50,7 +50,7 @@ UPDATES = 50  # an epoch aims at this many batches, so that a small corpus is no
 MOST_UPDATES = (
     1_000  # a large corpus is passed through fewer times: 15 passes of 10 hours take a core a quarter of an hour
 )
-LEAST_POSITIONS, MOST_POSITIONS = 380, 3_040  # of a batch, padding counted: 8 to 64 s of any tokenizer
+LEAST_SECONDS, MOST_SECONDS = 8.0, 64.0  # of a batch, padding counted
 CONTEXT_SECONDS, MOST_INPUTS = 0.4, 20_000
 MIN_SCALE = 0.05  # features that vary less than this are not blown up
 
@@ -138,6 +138,7 @@ class Clips:
 
     labels: list[list[int]]
     slots: int
+    frame_rate: float = 2.5
 
     def fits(self, i: int) -> bool:
         """Whether clip i has enough positions for its labels: one each, and a blank between equal neighbours."""
@@ -149,20 +150,20 @@ class Clips:
         parts = [torch.from_numpy(self.expand(self.frames[i])) for i in rows]
         return nn.utils.rnn.pad_sequence(parts, batch_first=True), torch.tensor([len(p) for p in parts])
 
-    def batches(self, rows: Rows, most: int = MOST_POSITIONS) -> list[list[int]]:
-        """`rows` by length, in batches of at most `most` positions with padding; a longer clip is a batch of its own."""
+    def batches(self, rows: Rows, most: float = MOST_SECONDS) -> list[list[int]]:
+        """`rows` by length, in batches of at most `most` seconds with padding; a longer clip is a batch of its own."""
         out: list[list[int]] = []
         for i in sorted(rows, key=lambda i: len(self.frames[i])):
-            if not out or (len(out[-1]) + 1) * len(self.frames[i]) * self.slots > most:
+            if not out or (len(out[-1]) + 1) * len(self.frames[i]) > most * self.frame_rate:
                 out.append([])
             out[-1].append(int(i))
         return out
 
 
-def default_context(clips: Clips, frame_rate: float) -> int:
+def default_context(clips: Clips) -> int:
     """Neighbours that the linear head sees on each side: frames of CONTEXT_SECONDS, but of at most MOST_INPUTS inputs; at least one."""
     width = clips.expand(clips.frames[0][:1]).shape[1]
-    return max(1, min(round(CONTEXT_SECONDS * frame_rate), (MOST_INPUTS // width - 1) // 2))
+    return max(1, min(round(CONTEXT_SECONDS * clips.frame_rate), (MOST_INPUTS // width - 1) // 2))
 
 
 def moments(clips: Clips, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -200,8 +201,8 @@ def train(
     checks = [int(i) for i in dev_rows if clips.fits(int(i))]
     head = make_head(kind, *moments(clips, rows), slots=clips.slots, labels=size, context=context, seed=seed).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=decay)
-    share = sum(len(clips.frames[i]) for i in rows) * clips.slots // UPDATES
-    batches = clips.batches(rows, min(max(share, LEAST_POSITIONS), MOST_POSITIONS))
+    share = sum(len(clips.frames[i]) for i in rows) / clips.frame_rate / UPDATES
+    batches = clips.batches(rows, min(max(share, LEAST_SECONDS), MOST_SECONDS))
     epochs = min(epochs, max(1, MOST_UPDATES // len(batches)))
     rng = np.random.default_rng([seed, 6])
     best, state = math.inf, copy.deepcopy(head.state_dict())

@@ -65,7 +65,7 @@ class Seen(HTMLParser):
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.tags.append(tag)
         self.asked += [v for k, v in attrs if k in ("src", "href") and not v.startswith(("#", "data:"))]
-        if tag not in ("meta", "link", "path", "circle"):
+        if tag not in ("meta", "link", "path", "circle", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

@@ -80,11 +80,11 @@ def test_fits_counts_blanks_between_equal_labels() -> None:
 
 
 def test_batches_hold_every_clip_once() -> None:
-    clips = _clips([3, 200, 150, 5, 320, 1400, 1])
+    clips = _clips([3, 200, 150, 5, 320, 400, 1])
     batches = clips.batches(range(7))
     assert sorted(i for b in batches for i in b) == list(range(7))
     for b in batches:
-        assert len(b) == 1 or len(b) * max(len(clips.frames[i]) for i in b) * 3 <= ctc.MOST_POSITIONS
+        assert len(b) == 1 or len(b) * max(len(clips.frames[i]) for i in b) <= 2.5 * ctc.MOST_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_batches_hold_every_clip_once() -> None:
 def test_linear_heads_see_as_long(radices: tuple[int, ...], frame_rate: float, context: int) -> None:
     """400 ms on each side whatever a frame's length, unless codebooks are too large for that."""
     frames = [np.zeros((3, len(radices)), np.uint16)]
-    clips = ctc.Clips(frames, lambda codes: one_hot(codes, radices), [[1]], 1)
-    assert ctc.default_context(clips, frame_rate) == context
+    clips = ctc.Clips(frames, lambda codes: one_hot(codes, radices), [[1]], 1, frame_rate)
+    assert ctc.default_context(clips) == context
 
 
 def test_a_large_corpus_is_passed_through_fewer_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    clips, steps = _clips([25] * 40), []
+    clips, steps = _clips([4] * 40), []
     clip_norm = torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: steps.append(1) or clip_norm(*given))
     options = {"size": 5, "context": 0, "epochs": 4, "lr": 0.01, "decay": 0.0, "seed": 0, "device": "cpu"}
@@ -139,10 +139,8 @@ def spelled(write_shards: Any, tmp_path: Path) -> Path:
     return write_shards(tmp_path / "tokens", codes, info)
 
 
-@pytest.mark.parametrize(("units", "epochs"), [("char", 30), ("spm", 40)])
-def test_planted_alphabet_is_learnt(
-    units: str, epochs: int, spelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("units", ["char", "spm"])
+def test_planted_alphabet_is_learnt(units: str, spelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctc, "GRIDS", {"linear": ((0.05, 0.3),)})
     out = tmp_path / "out"
     argv = [
@@ -154,7 +152,7 @@ def test_planted_alphabet_is_learnt(
         "--seeds",
         0,
         "--epochs",
-        epochs,
+        8,
         "--context",
         1,
         "--units",

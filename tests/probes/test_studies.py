@@ -133,7 +133,7 @@ class Balanced(HTMLParser):
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        if tag not in ("meta", "link", "path", "circle"):
+        if tag not in ("meta", "link", "path", "circle", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
