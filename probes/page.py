@@ -54,8 +54,9 @@ def _anchor(table: dict[str, Any]) -> str:
 
 
 def _section(table: dict[str, Any]) -> str:
-    facts = [f"{key.replace('_', ' ')}: {value}" for key, value in table["splits"].items() if value]
-    small = "".join(f'<p class="small">{_prose(line)}</p>' for line in [*tables.notes_of(table), *facts])
+    small = "".join(
+        f'<p class="small">{_prose(line)}</p>' for line in [*tables.notes_of(table), *tables.splits_of(table)]
+    )
     return (
         f'<section id="{_anchor(table)}"><h2>{escape(_title(table))}</h2><p>{escape(table["about"])}</p>'
         f'{_plot(table)}<figure class="broad">{_rows(table)}{small}</figure></section>'

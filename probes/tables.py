@@ -178,6 +178,16 @@ def notes_of(table: dict[str, Any]) -> list[str]:
     return [note for note in (*errors, *table["notes"], interval_note(table)) if note]
 
 
+def splits_of(table: dict[str, Any]) -> list[str]:
+    """What the parts are, a line each."""
+    shown = []
+    for key, value in table["splits"].items():
+        text = ", ".join(f"{n} {name}" for name, n in value.items()) if isinstance(value, dict) else value
+        if text:
+            shown.append(f"{key.replace('_', ' ')}: {text}")
+    return shown
+
+
 def markdown(results: dict[str, Any]) -> str:
     """`results.md`."""
     lines = [f"# Probes: {results['suite']}", "", NOTE, ""]
@@ -186,7 +196,7 @@ def markdown(results: dict[str, Any]) -> str:
         lines += [f"## {table['corpus']}: {table['task']}", "", f"{table['about']}", ""]
         lines += [md_row(head), md_row(["---"] * len(head)), *map(md_row, cells_of(table)), ""]
         lines += [f"- {note}" for note in notes_of(table)]
-        lines += [f"- {key}: {value}" for key, value in table["splits"].items()] + [""]
+        lines += [f"- {line}" for line in splits_of(table)] + [""]
     lines += ["## How", "", "```", results["command"], "```", "", *(f"- {k}: {v}" for k, v in facts(results)), ""]
     return "\n".join(lines)
 

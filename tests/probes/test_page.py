@@ -47,7 +47,7 @@ def results(**changes: Any) -> dict[str, Any]:
     ]
     table = {
         "corpus": "tones", "about": "a & b", "task": "speaker", "better": {"uar": "higher"}, "rows": rows,
-        "splits": {"parts": "by `split`", "ignored": 0}, "notes": ["uar: a note"], "settings": {},
+        "splits": {"parts": "by `split`", "ignored": 0, "classes": {"no": 3, "yes": 4}}, "notes": ["uar: a note"], "settings": {},
     }  # fmt: skip
     return {
         "suite": "tones", "tables": [table], "failed": 2, "command": "python -m probes run --suite 'a b'", "commit": "abc",
@@ -105,6 +105,7 @@ def test_page_is_well_formed_and_asks_for_nothing() -> None:
     assert "exp/&lt;tok&gt;" in text and "<tok>" not in text and "a &amp; b" in text
     assert "2 cells failed" in text and "the audio <code>x</code> is &lt;cut&gt;" in text
     assert "cannot be told from shuffled labels" in text and "ignored" not in text
+    assert "classes: 3 no, 4 yes" in text
     assert "cells made at abc, def" in text and "python -m probes run --suite &#x27;a b&#x27;" in text
 
 
