@@ -92,6 +92,10 @@ class CodecRecipeConfig(Validatable):
 
     encoder: EncoderSection = field(default_factory=EncoderSection)
 
+    tokenizer: str | None = None
+    """Instead of a stage 1 encoder: a whole tokenizer to go on from (a folder, or the name of a packaged one), of the
+    architecture in `model`. The discriminators start anew, and the quantiser is not calibrated again."""
+
     dataset: SpeechDatasetSection = field(
         default_factory=lambda: SpeechDatasetSection(batch_size=16, valid_batch_size=8)
     )
@@ -133,5 +137,7 @@ class CodecRecipeConfig(Validatable):
             result.add_error(
                 f"`trainer.data_parallelism` must be 'ddp' for stage 2, but is '{self.trainer.data_parallelism}' instead."
             )
+        if self.tokenizer is not None and (self.encoder.path or self.encoder.name or self.encoder.random):
+            result.add_error("`tokenizer` and `encoder` exclude each other.")
         check_warmup(result, self.lr_scheduler, self.regime)
         return result

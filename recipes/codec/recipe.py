@@ -12,6 +12,7 @@ from fairseq2.task import Task
 from torch import nn
 from typing_extensions import override
 
+from jepa_tok import SpeechTokenizer
 from jepa_tok._fairseq2.checkpoint import RunCheckpoint, difference, find_checkpoint, part_of
 from jepa_tok._fairseq2.models import ENCODER_FAMILY
 from jepa_tok._fairseq2.speech_data import SpeechDataset
@@ -40,9 +41,12 @@ class CodecRecipe(Recipe):
         assert isinstance(model, Codec)
         if newly_initialized:
             config = context.get_config_as(CodecRecipeConfig)
-            load_encoder(model, config.encoder, context.asset_store)
+            if config.tokenizer is not None:
+                load_tokenizer(model, config.tokenizer)
+            else:
+                load_encoder(model, config.encoder, context.asset_store)
             # Rank 0's weights are broadcast when the model is wrapped, so one rank calibrates for all.
-            if config.calibration_frames and context.gangs.root.rank == 0:
+            if config.tokenizer is None and config.calibration_frames and context.gangs.root.rank == 0:
                 waves = sample_waves(
                     context.get_dataset_as(SpeechDataset).train,
                     np.random.default_rng([config.common.seed, 4]),
@@ -124,6 +128,24 @@ def load_encoder(codec: Codec, section: EncoderSection, asset_store: AssetStore)
         raise RecipeError(f"`encoder`: {ex}") from None
     codec.encoder.load_state_dict(part_of(state, "encoder" if section.weights == "online" else "target_encoder"))
     log.info("Encoder loaded: {} weights of {}.", section.weights, run.folder)
+
+
+def load_tokenizer(codec: Codec, source: str) -> None:
+    """Puts encoder, quantiser and generator of a tokenizer into `codec`; RecipeError where it is missing or of another shape."""
+    try:
+        tokenizer = SpeechTokenizer.from_pretrained(source)
+        for part in ("encoder", "quantizer", "generator"):
+            ours, theirs = getattr(codec.config.tokenizer, part), getattr(tokenizer.config, part)
+            found = difference(ours, theirs)
+            if found is not None:
+                raise RecipeError(
+                    f"the {part} of the tokenizer '{source}' must be that of `model.arch`, but differs in {found}; take the arch it was trained with."
+                )
+    except JepaTokError as ex:
+        raise RecipeError(f"`tokenizer`: {ex}") from None
+    for part in ("encoder", "fsq", "generator"):
+        getattr(codec, part).load_state_dict(getattr(tokenizer, part).state_dict())
+    log.info("Tokenizer loaded: {} ({}).", source, tokenizer.hash)
 
 
 def _find_card(name: str, asset_store: AssetStore) -> RunCheckpoint:

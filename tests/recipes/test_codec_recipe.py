@@ -24,7 +24,7 @@ from jepa_tok.training_config import CodecConfig
 from recipes.codec.config import CodecRecipeConfig, EncoderSection, GanSection
 from recipes.codec.export import export_codec
 from recipes.codec.export import main as export_main
-from recipes.codec.recipe import load_encoder
+from recipes.codec.recipe import load_encoder, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -185,6 +185,23 @@ def test_encoder_of_stage_1_is_loaded(stage1) -> None:
     assert torch.equal(before, codec.encoder.project.weight)
 
 
+def test_training_goes_on_from_a_tokenizer(tmp_path) -> None:
+    from jepa_tok import SpeechTokenizer
+
+    tokenizer = SpeechTokenizer.from_config(small_codec().tokenizer, seed=3)
+    tokenizer.fsq.calibrate(torch.randn(50, 128))
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    codec = Codec(small_codec())
+    load_tokenizer(codec, str(tmp_path / "tokenizer"))
+    for part in ("encoder", "fsq", "generator"):
+        for name, value in getattr(tokenizer, part).state_dict().items():
+            assert torch.equal(value, getattr(codec, part).state_dict()[name])
+    with pytest.raises(RecipeError, match=r"the encoder of the tokenizer .* differs in `n_mels`"):
+        load_tokenizer(Codec(codec_config("tiny")), str(tmp_path / "tokenizer"))
+    with pytest.raises(RecipeError, match=r"^`tokenizer`: "):
+        load_tokenizer(codec, str(tmp_path / "nowhere"))
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
@@ -222,6 +239,7 @@ def test_defaults_are_the_papers_run() -> None:
 def test_contradictions_are_found() -> None:
     assert GanSection(discriminator_start=10, adversarial_start=5).validate().has_error()
     assert EncoderSection(path=Path("x"), random=True).validate().has_error()
+    assert CodecRecipeConfig(tokenizer="small", encoder=EncoderSection(random=True)).validate().has_error()
     config = CodecRecipeConfig()
     config.trainer.data_parallelism = "fsdp"
     assert config.validate().has_error()
