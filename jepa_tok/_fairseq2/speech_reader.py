@@ -260,6 +260,12 @@ class SpeechReader(DataReader[SpeechBatch]):
         return [u.id for u in self._clips.utterances]
 
     @property
+    def speakers(self) -> dict[str, str]:
+        """Speaker of each clip by id, where the corpus names one."""
+        speakers = {u.id: u.info.get("speaker") for u in self._clips.utterances}
+        return {id: str(speaker) for id, speaker in speakers.items() if speaker is not None}
+
+    @property
     def num_steps(self) -> int:
         """Steps of the current epoch."""
         return len(self._plan)

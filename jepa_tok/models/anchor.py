@@ -67,6 +67,12 @@ class MelAnchor(nn.Module):
         distance = distance + (means.square() * precisions).sum(1)
         return torch.softmax(self.log_weights.float() + 0.5 * precisions.log().sum(1) - 0.5 * distance, dim=-1)
 
+    def predict(self, latents: Tensor) -> Tensor:
+        """Frames [B, T, D] -> log-posteriors of their sub-frames [B, T * P, K], float32."""
+        clips, frames, _ = latents.shape
+        logits = self.head(latents).float().view(clips, frames * self.config.subframes, self.config.clusters)
+        return logits.log_softmax(-1)
+
     def forward(self, latents: Tensor, wave: Tensor, lengths: Tensor) -> Tensor:
         """KL(posterior of each sub-frame || its prediction), mean over the sub-frames of all clips, in nats.
 
@@ -74,11 +80,9 @@ class MelAnchor(nn.Module):
         :param wave: The whole clips [B, S], nothing masked.
         :param lengths: Samples of each clip [B].
         """
-        clips, frames, _ = latents.shape
         with torch.autocast(latents.device.type, enabled=False):
             target = self.posteriors(self.features(wave * sequence_mask(lengths, wave.shape[-1])))  # [B, L, K]
-        logits = self.head(latents).float().view(clips, frames * self.config.subframes, self.config.clusters)
         steps = target.shape[1]
-        divergence = F.kl_div(logits[:, :steps].log_softmax(-1), target, reduction="none").sum(-1)  # [B, L]
+        divergence = F.kl_div(self.predict(latents)[:, :steps], target, reduction="none").sum(-1)  # [B, L]
         real = sequence_mask(-(-lengths // self.sub_hop), steps)
         return (divergence * real).sum() / real.sum()

@@ -86,6 +86,8 @@ class JepaRecipe(Recipe):
             min_share=monitor.min_between_clip_share,
             min_rank=monitor.min_effective_rank,
             stop=monitor.stop_on_collapse,
+            speakers=valid_reader.speakers,
+            seed=config.common.seed,
         )
         return context.create_trainer(train_unit, train_reader, [eval_unit], [valid_reader])
 

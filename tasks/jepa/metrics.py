@@ -8,6 +8,16 @@ LOSSES = ("jepa_loss", "prediction_loss", "anchor_loss")
 
 COLLAPSE = ("std_mean", "std_min", "effective_rank", "between_clip_share", "code_usage", "dead_dims")
 
+READERS = (
+    "reader_mel_r2",
+    "reader_mel_r2_init",
+    "reader_speaker",
+    "reader_speaker_init",
+    "reader_speaker_chance",
+    "cluster_entropy",
+)
+"""What there is only with enough clips, speakers, an anchor."""
+
 JEPA_METRICS = [
     float_metric("jepa_loss", "Loss", 100),
     float_metric("prediction_loss", "Prediction Loss", 101),
@@ -20,5 +30,11 @@ JEPA_METRICS = [
     float_metric("std_min", "Std Min", 123),
     float_metric("code_usage", "Code Usage", 124, higher_better=True),
     float_metric("dead_dims", "Dead Dimensions", 125),
+    float_metric("cluster_entropy", "Cluster Entropy", 126, higher_better=True),
+    float_metric("reader_mel_r2", "Reader Mel R2", 130, higher_better=True),
+    float_metric("reader_mel_r2_init", "Reader Mel R2 (random encoder)", 131),
+    float_metric("reader_speaker", "Reader Speaker Accuracy", 132, higher_better=True),
+    float_metric("reader_speaker_init", "Reader Speaker Accuracy (random encoder)", 133),
+    float_metric("reader_speaker_chance", "Reader Speaker Accuracy (chance)", 134),
     *SPEECH_METRICS,
 ]

@@ -6,7 +6,7 @@ B clips   S samples   T frames   D latent dimensions
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 import torch
 from fairseq2.evaluator import EvalUnit
@@ -26,7 +26,8 @@ from jepa_tok.models.layers import sequence_mask
 from jepa_tok.monitor import collapse_stats
 from tasks.augment import AugmentSection, augment
 from tasks.jepa.anchor import anchor_weight
-from tasks.jepa.metrics import COLLAPSE, LOSSES
+from tasks.jepa.metrics import COLLAPSE, LOSSES, READERS
+from tasks.jepa.readers import QuickReaders
 from tasks.speech import FiniteCheck, add_speech_metrics, seeded_generator, to_device, update_speech_metrics
 
 MAX_MONITORED_FRAMES = 20_000
@@ -117,10 +118,24 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
     :param min_share: Least `between_clip_share` that is no collapse.
     :param min_rank: Least `effective_rank` that is no collapse.
     :param stop: Whether a collapse ends the run (RecipeError) or is only told.
+    :param speakers: Speaker of each validation clip by id, where known.
+    :param seed: Of the untrained encoder beside which the readers are reported.
     """
 
-    def __init__(self, base: Jepa, *, bound: str, min_share: float, min_rank: float, stop: bool) -> None:
+    def __init__(
+        self,
+        base: Jepa,
+        *,
+        bound: str,
+        min_share: float,
+        min_rank: float,
+        stop: bool,
+        speakers: Mapping[str, str] | None = None,
+        seed: int = 0,
+    ) -> None:
         self._base = base
+        self._readers = QuickReaders(base.config.encoder, speakers or {}, seed)
+        self._posterior: Tensor | None = None  # of the anchor's clusters, summed over sub-frames [K]
         quantizer = QuantizerConfig(dim=base.config.encoder.latent_dim, bound=bound)  # type: ignore[arg-type]
         self._fsq = FSQ(quantizer).requires_grad_(False)
         self._radices = quantizer.radices
@@ -132,11 +147,12 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
-        for name in (*LOSSES, *COLLAPSE):
+        for name in (*LOSSES, *COLLAPSE, *READERS):
             metric_bag.add(name, Mean())
-        for name in ("squared_error", "squared_deviation", "num_examples", "compared"):
+        counts = [f"{name}_count" for name in READERS]
+        for name in ("squared_error", "squared_deviation", "num_examples", "compared", *counts):
             metric_bag.add(name, Sum())
-        self._clips, self._frames, self._batch_nr = [], 0, 0
+        self._clips, self._frames, self._batch_nr, self._posterior = [], 0, 0, None
 
     @override
     def set_train_step_nr(self, step_nr: int) -> None:
@@ -156,7 +172,15 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
         metric_bag.get("squared_error", Sum).update(((output.predictions - output.targets).square() * scored).sum())
         metric_bag.get("squared_deviation", Sum).update(((output.targets - mean).square() * scored).sum())
         # Latents of whole clips: what the tokenizer will be made of, not what is left under a mask.
-        latents = self._base.encoder(batch.wave, batch.lengths).latents.float().cpu()
+        latents = self._base.encoder(batch.wave, batch.lengths).latents
+        if self._base.anchor is not None:
+            predicted = self._base.anchor.predict(latents).exp()  # [B, L, K]
+            own = valid.repeat_interleave(self._base.config.anchor.subframes, dim=1)
+            total = (predicted * own[..., None]).sum((0, 1))
+            self._posterior = total if self._posterior is None else self._posterior + total
+        latents = latents.float().cpu()
+        if self._frames < MAX_MONITORED_FRAMES:
+            self._readers.add(batch.ids, batch.wave, batch.lengths, batch.sizes, latents)
         for z, frames in zip(latents, output.frame_lengths.tolist()):
             if self._frames < MAX_MONITORED_FRAMES:
                 self._clips.append(z[:frames])
@@ -175,12 +199,22 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
             if math.isfinite(value):
                 metric_bag.get(name, Mean).update(value)
         metric_bag.get("compared", Sum).update(float(math.isfinite(stats["between_clip_share"])))
+        found = self._readers.read()
+        if self._posterior is not None:
+            p = self._posterior / self._posterior.sum()
+            found["cluster_entropy"] = float(-torch.xlogy(p, p).sum()) / math.log(max(len(p), 2))
+        for name, value in found.items():
+            metric_bag.get(name, Mean).update(value)
+            metric_bag.get(f"{name}_count", Sum).update(1)
 
     @override
     def process_metric_values(self, values: MutableMapping[str, object]) -> None:
         error, deviation = (float(values.pop(n)) for n in ("squared_error", "squared_deviation"))  # type: ignore[arg-type]
         if not float(values.pop("compared")):  # type: ignore[arg-type]
             values.pop("between_clip_share")  # of a single clip there is none, which is no collapse
+        for name in READERS:
+            if not float(values.pop(f"{name}_count")):  # type: ignore[arg-type]
+                values.pop(name)
         values["prediction_r2"] = 1.0 - error / max(deviation, 1e-12)
         if self._base.anchor is None:
             values.pop("anchor_loss", None)

@@ -156,6 +156,9 @@ def test_validation_sees_a_collapse(monkeypatch) -> None:
     healthy = validate(model, stop=True)
     assert float(healthy["between_clip_share"]) > 0.01 and 0.0 < float(healthy["code_usage"]) <= 1.0  # type: ignore[arg-type]
     assert healthy == validate(model)  # masks of the validation are fixed
+    assert 0.5 < float(healthy["cluster_entropy"]) <= 1.0  # type: ignore[arg-type]
+    assert {"reader_mel_r2", "reader_mel_r2_init"} < healthy.keys() and "reader_speaker" not in healthy
+    assert not [name for name in healthy if name.endswith("_count")]
 
     constant = torch.randn(1, 8, 128)
 
