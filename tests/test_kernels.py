@@ -63,10 +63,11 @@ def interpret(channels: int, kernel: int, dilations: list[int], causal: bool) ->
     h = x.transpose(1, 2).contiguous().requires_grad_()
     x.requires_grad_()
     wanted = block(x, mask)
+    lengths = mask.sum(1, dtype=torch.int32)
     out = h
     for dilated, plain in zip(block.dilated, block.plain):
         (w1, own1), (w2, own2) = (meeting_taps(conv, x.shape[2]) for conv in (dilated, plain))
-        out = residual_pair(out, mask, w1, dilated.bias, w2, plain.bias, dilated.dilation[0], (own1, own2))
+        out = residual_pair(out, lengths, w1, dilated.bias, w2, plain.bias, dilated.dilation[0], (own1, own2))
     out = out.transpose(1, 2)
     names, weights = zip(*block.named_parameters())
     expected = torch.autograd.grad(wanted, [x, *weights], up)

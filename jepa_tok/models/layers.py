@@ -162,12 +162,13 @@ class HifiGanResBlock(nn.Module):
         from jepa_tok.models.kernels import residual_pair  # needs Triton, which is where a GPU is
 
         x = x.transpose(1, 2).contiguous()  # [B, L, C]
-        real = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask.contiguous()
+        clips, steps = x.shape[:2]
+        lengths = x.new_full((clips,), steps, dtype=torch.int32) if mask is None else mask.sum(1, dtype=torch.int32)
         for dilated, plain in zip(self.dilated, self.plain):
             assert isinstance(dilated, TimeConv) and isinstance(plain, TimeConv)
             assert dilated.bias is not None and plain.bias is not None
-            (w1, own1), (w2, own2) = (meeting_taps(conv, x.shape[1]) for conv in (dilated, plain))
-            x = residual_pair(x, real, w1, dilated.bias, w2, plain.bias, dilated.dilation[0], (own1, own2))
+            (w1, own1), (w2, own2) = (meeting_taps(conv, steps) for conv in (dilated, plain))
+            x = residual_pair(x, lengths, w1, dilated.bias, w2, plain.bias, dilated.dilation[0], (own1, own2))
         return x.transpose(1, 2)
 
 
