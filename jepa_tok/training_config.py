@@ -22,7 +22,7 @@ class PredictorConfig:
 
 @dataclass(kw_only=True)
 class MaskConfig:
-    """Span masks over frames (paper, section 3.1; the ratio is met exactly)."""
+    """Masks over frames (paper, section 3.1; the ratio is met exactly)."""
 
     place: Literal["feature", "input"] = "feature"
     """`feature`: a mask token replaces z before the predictor (paper). `input`: the encoder never hears masked frames."""
@@ -30,11 +30,17 @@ class MaskConfig:
     ratio: float = 0.5
     """Share of a clip's frames that is masked."""
 
+    law: Literal["spans", "blocks"] = "spans"
+    """`spans`: of random length, until the ratio is met (paper). `blocks`: a fixed number of blocks of equal length."""
+
     min_span: int = 2
     """Shortest span, in frames."""
 
     max_span_fraction: float = 0.25
     """Longest span, as a share of the clip's frames."""
+
+    blocks: int = 4
+    """How many `blocks` (I-JEPA predicts four, arXiv 2301.08243)."""
 
 
 @dataclass(kw_only=True)
@@ -66,11 +72,31 @@ class JepaConfig:
     target_norm: Literal["none", "layer"] = "none"
     """`layer`: each target frame is normalised over its dimensions before the loss."""
 
+    prediction_weight: float = 1.0
+    """Weight of the error on masked frames; 0 leaves anchor and regularisation alone, for comparison."""
+
+    variance_weight: float = 0.0
+    """Weight of the penalty on dimensions of z that deviate by less than 1 (VICReg, arXiv 2105.04906); 0: none (paper)."""
+
+    covariance_weight: float = 0.0
+    """Weight of the penalty on dimensions of z that vary together; 0: none (paper)."""
+
+    @property
+    def is_regularised(self) -> bool:
+        """Whether variance or covariance of z enter the loss."""
+        return self.variance_weight > 0.0 or self.covariance_weight > 0.0
+
     def check(self) -> None:
         """Raises ConfigError where fields contradict each other."""
         self.encoder.check()
         if not 0.0 <= self.mask.ratio <= 1.0:
             raise ConfigError(f"mask `ratio` must lie in [0, 1], but is {self.mask.ratio} instead.")
+        for name in ("min_span", "blocks"):
+            if getattr(self.mask, name) < 1:
+                raise ConfigError(f"mask `{name}` must be at least 1, but is {getattr(self.mask, name)} instead.")
+        for name in ("prediction_weight", "variance_weight", "covariance_weight"):
+            if getattr(self, name) < 0.0:
+                raise ConfigError(f"`{name}` must be at least 0, but is {getattr(self, name)} instead.")
         if self.anchor.clusters and self.encoder.hop % self.anchor.subframes:
             raise ConfigError(
                 f"anchor `subframes` must divide the hop ({self.encoder.hop}), but is {self.anchor.subframes} instead."

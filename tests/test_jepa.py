@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from jepa_tok.config import EncoderConfig
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.models.layers import sequence_mask
-from jepa_tok.models.masking import sample_span_mask
+from jepa_tok.models.masking import sample_mask
+from jepa_tok.models.vicreg import variance_covariance
 from jepa_tok.monitor import collapse_stats
 from jepa_tok.training_config import AnchorConfig, JepaConfig, MaskConfig, PredictorConfig
 
@@ -44,16 +45,57 @@ def make(place: str = "input", clusters: int = 0, **mask: float) -> Jepa:
     min_span=st.integers(1, 6),
     fraction=st.floats(0.0, 1.0),
     seed=st.integers(0, 2**31),
+    law=st.sampled_from(["spans", "blocks"]),
+    blocks=st.integers(1, 5),
 )
-def test_mask_ratio_is_met_exactly(lengths: list[int], ratio: float, min_span: int, fraction: float, seed: int) -> None:
-    config = MaskConfig(ratio=ratio, min_span=min_span, max_span_fraction=fraction)
-    mask = sample_span_mask(torch.tensor(lengths), config, torch.Generator().manual_seed(seed))
+def test_mask_ratio_is_met_exactly(lengths, ratio, min_span, fraction, seed, law, blocks) -> None:
+    config = MaskConfig(ratio=ratio, min_span=min_span, max_span_fraction=fraction, law=law, blocks=blocks)
+    mask = sample_mask(torch.tensor(lengths), config, torch.Generator().manual_seed(seed))
     assert mask.shape == (len(lengths), max(lengths))
     for row, n in zip(mask, lengths):
         assert int(row[:n].sum()) == round(ratio * n)
         assert not row[n:].any()
-    again = sample_span_mask(torch.tensor(lengths), config, torch.Generator().manual_seed(seed))
+    again = sample_mask(torch.tensor(lengths), config, torch.Generator().manual_seed(seed))
     assert torch.equal(mask, again)
+
+
+def runs(row: torch.Tensor) -> list[int]:
+    """Lengths of the runs of True."""
+    return [len(part) for part in "".join("x" if x else " " for x in row).split()]
+
+
+def test_blocks_are_of_equal_length_and_anywhere() -> None:
+    config = MaskConfig(ratio=0.5, law="blocks", blocks=2)
+    mask = sample_mask(torch.full((2000,), 12), config, torch.Generator().manual_seed(0))
+    apart = [lengths for row in mask if len(lengths := runs(row)) > 1]
+    assert len(apart) > 500 and all(lengths == [3, 3] for lengths in apart)
+    # Frame 0 is masked where the first of 7 gaps' places is taken: 28 placements of two blocks among 6 visible frames, 7 of them.
+    assert float(mask[:, 0].float().mean()) == pytest.approx(7 / 28, abs=0.04)
+    torch.testing.assert_close(mask.float().mean(0), mask.float().mean(0).flip(0), atol=0.05, rtol=0.0)
+
+
+def test_variance_and_covariance_terms_are_those_of_the_real_frames() -> None:
+    torch.manual_seed(0)
+    z, valid = torch.randn(3, 30, 6) * 0.5 + 2.0, torch.ones(3, 30, dtype=torch.bool)
+    z[..., 5] = z[..., 4]
+    z[1, 20:], valid[1, 20:] = 1e3, False
+    variance, covariance = variance_covariance(z, valid)
+    expected = torch.cov(z[valid].T)
+    torch.testing.assert_close(variance, (1.0 - (expected.diagonal() + 1e-4).sqrt()).relu().mean())
+    torch.testing.assert_close(covariance, (expected - expected.diagonal().diag()).square().sum() / 6)
+
+
+def test_regularisation_enters_the_loss_with_its_weights() -> None:
+    config = toy()
+    config.variance_weight, config.covariance_weight, config.prediction_weight = 2.0, 0.5, 0.25
+    torch.manual_seed(0)
+    jepa = Jepa(config).eval()
+    lengths = torch.tensor([2400, 1300])
+    mask = jepa.sample_mask(jepa.encoder.num_frames(lengths), torch.Generator().manual_seed(1))
+    out = jepa(0.1 * torch.randn(2, 2400), lengths, mask)
+    assert float(out.variance_loss.detach()) > 0.0 and float(out.covariance_loss.detach()) > 0.0
+    expected = 0.25 * out.prediction_loss + 2.0 * out.variance_loss + 0.5 * out.covariance_loss
+    torch.testing.assert_close(out.loss, expected)
 
 
 @pytest.mark.parametrize("place", ["feature", "input"])

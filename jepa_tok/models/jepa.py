@@ -22,7 +22,8 @@ from jepa_tok.models.anchor import MelAnchor
 from jepa_tok.models.conformer import ConformerBlock
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.layers import init_weights, sequence_mask
-from jepa_tok.models.masking import sample_span_mask
+from jepa_tok.models.masking import sample_mask
+from jepa_tok.models.vicreg import variance_covariance
 from jepa_tok.training_config import JepaConfig, PredictorConfig
 
 
@@ -31,13 +32,19 @@ class JepaOutput:
     """Losses (scalars, float32) and frames of one batch."""
 
     loss: Tensor
-    """prediction_loss + anchor_weight * anchor_loss."""
+    """The terms below, each times its weight."""
 
     prediction_loss: Tensor
     """Mean squared error over masked frames and dimensions."""
 
     anchor_loss: Tensor
     """KL in nats per sub-frame; 0 without anchor."""
+
+    variance_loss: Tensor
+    """VICReg's variance term of z; 0 without regularisation."""
+
+    covariance_loss: Tensor
+    """VICReg's covariance term of z; 0 without regularisation."""
 
     latents: Tensor
     """Frames of the online encoder [B, T, D]."""
@@ -102,7 +109,7 @@ class Jepa(nn.Module):
 
     def sample_mask(self, lengths: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draws the mask of a batch: frames [B] -> bool [B, T], True where masked."""
-        return sample_span_mask(lengths, self.config.mask, generator)
+        return sample_mask(lengths, self.config.mask, generator)
 
     def forward(
         self,
@@ -140,8 +147,18 @@ class Jepa(nn.Module):
         anchor_loss = prediction_loss.new_zeros(())
         if self.anchor is not None:
             anchor_loss = self.anchor(z, clean, lengths)
-        loss = prediction_loss + anchor_weight * anchor_loss
-        return JepaOutput(loss, prediction_loss, anchor_loss, z, targets, predictions, online.lengths)
+        variance_loss = covariance_loss = prediction_loss.new_zeros(())
+        if self.config.is_regularised:
+            variance_loss, covariance_loss = variance_covariance(z, valid)
+        loss = (
+            self.config.prediction_weight * prediction_loss
+            + anchor_weight * anchor_loss
+            + self.config.variance_weight * variance_loss
+            + self.config.covariance_weight * covariance_loss
+        )
+        return JepaOutput(
+            loss, prediction_loss, anchor_loss, variance_loss, covariance_loss, z, targets, predictions, online.lengths
+        )
 
     @torch.no_grad()
     def sync_target(self) -> None:

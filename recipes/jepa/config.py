@@ -50,6 +50,24 @@ class AnchorSection(Validatable):
 
 
 @dataclass(kw_only=True)
+class TargetSection(Validatable):
+    """How closely the target encoder follows; its first decay is `model.config_overrides.target_decay`."""
+
+    end_decay: float | None = None
+    """Decay at the end of training, reached on half a cosine (1.0 in BYOL, arXiv 2006.07733); null keeps the first (paper)."""
+
+    num_steps: int | None = None
+    """Steps from the one to the other; null means `regime.num_steps`."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+        if self.end_decay is not None and not 0.0 <= self.end_decay <= 1.0:
+            result.add_error(f"`end_decay` must lie in [0, 1], but is {self.end_decay} instead.")
+        return result
+
+
+@dataclass(kw_only=True)
 class MonitorSection:
     """Collapse monitor of the validation."""
 
@@ -78,6 +96,8 @@ class JepaRecipeConfig(Validatable):
 
     anchor: AnchorSection = field(default_factory=AnchorSection)
 
+    target: TargetSection = field(default_factory=TargetSection)
+
     monitor: MonitorSection = field(default_factory=MonitorSection)
 
     gang: GangSection = field(default_factory=GangSection)
@@ -99,6 +119,8 @@ class JepaRecipeConfig(Validatable):
         result = ValidationResult()
         if self.anchor.num_steps is None and self.regime.num_steps is None:
             result.add_error("`anchor.num_steps` must be given when `regime.num_steps` is not.")
+        if self.target.end_decay is not None and self.target.num_steps is None and self.regime.num_steps is None:
+            result.add_error("`target.num_steps` must be given when `regime.num_steps` is not.")
         check_warmup(result, self.lr_scheduler, self.regime)
         for name, only in (("version", "v2"), ("granularity", "layer")):
             given = getattr(self.trainer.fsdp, name)

@@ -61,11 +61,6 @@ class JepaRecipe(Recipe):
         )
         base = context.get_model_as(Jepa)
 
-        # The hook runs once after each real update; under FSDP2 both encoders' shards line up.
-        def follow(*_: Any) -> None:
-            base.update_target()
-
-        context.get_optimizer().register_step_post_hook(follow)
         train_unit = JepaTrainUnit(
             context.get_data_parallel_model(),
             base,
@@ -75,7 +70,15 @@ class JepaRecipe(Recipe):
             anchor_steps=config.anchor.num_steps or config.regime.num_steps or 1,
             anchor_start=config.anchor.start_weight,
             anchor_end=config.anchor.end_weight,
+            decay_end=config.target.end_decay,
+            decay_steps=config.target.num_steps or config.regime.num_steps or 1,
         )
+
+        # The hook runs once after each real update; under FSDP2 both encoders' shards line up.
+        def follow(*_: Any) -> None:
+            base.update_target(train_unit.target_decay)
+
+        context.get_optimizer().register_step_post_hook(follow)
         context.get_optimizer().register_step_post_hook(train_unit.finite)
         if valid_reader is None:
             return context.create_trainer(train_unit, train_reader)

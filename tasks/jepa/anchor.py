@@ -21,8 +21,8 @@ VARIANCE_FLOOR = 1e-3
 """Of the log-mel variances: silence of one value must not become a component of infinite density."""
 
 
-def anchor_weight(step: int, steps: int, start: float, end: float) -> float:
-    """Weight of the anchor at `step` of `steps`: half a cosine from `start` to `end`, then `end`."""
+def cosine(step: int, steps: int, start: float, end: float) -> float:
+    """Schedule of the anchor's weight and of the target's decay at `step` of `steps`: half a cosine from `start` to `end`, then `end`."""
     done = min(max(step, 0) / max(steps, 1), 1.0)
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * done))
 

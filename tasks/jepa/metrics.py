@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.speech import SPEECH_METRICS, float_metric
 
-LOSSES = ("jepa_loss", "prediction_loss", "anchor_loss")
+LOSSES = ("jepa_loss", "prediction_loss", "anchor_loss", "variance_loss", "covariance_loss")
 
 COLLAPSE = ("std_mean", "std_min", "effective_rank", "between_clip_share", "code_usage", "dead_dims")
 
@@ -23,6 +23,9 @@ JEPA_METRICS = [
     float_metric("prediction_loss", "Prediction Loss", 101),
     float_metric("anchor_loss", "Anchor KL (nats)", 102),
     float_metric("anchor_weight", "Anchor Weight", 103),
+    float_metric("variance_loss", "Variance Loss", 104),
+    float_metric("covariance_loss", "Covariance Loss", 105),
+    float_metric("target_decay", "Target Decay", 106),
     float_metric("prediction_r2", "Prediction R2", 110, higher_better=True),
     float_metric("between_clip_share", "Between-Clip Share", 120, higher_better=True),
     float_metric("effective_rank", "Effective Rank", 121, higher_better=True),

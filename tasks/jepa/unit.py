@@ -24,8 +24,9 @@ from jepa_tok.models.fsq import FSQ
 from jepa_tok.models.jepa import Jepa, JepaOutput
 from jepa_tok.models.layers import sequence_mask
 from jepa_tok.monitor import collapse_stats
+from jepa_tok.training_config import JepaConfig
 from tasks.augment import AugmentSection, augment
-from tasks.jepa.anchor import anchor_weight
+from tasks.jepa.anchor import cosine
 from tasks.jepa.metrics import COLLAPSE, LOSSES, READERS
 from tasks.jepa.readers import QuickReaders
 from tasks.speech import FiniteCheck, add_speech_metrics, seeded_generator, to_device, update_speech_metrics
@@ -45,8 +46,16 @@ def sample_batch_mask(model: Jepa, batch: SpeechBatch, *seed: int) -> Tensor:
 
 
 def _update_losses(bag: MetricBag, output: JepaOutput) -> None:
-    for name, value in zip(LOSSES, (output.loss, output.prediction_loss, output.anchor_loss)):
-        bag.get(name, Mean).update(value.detach())
+    for name in LOSSES:
+        bag.get(name, Mean).update(getattr(output, "loss" if name == "jepa_loss" else name).detach())
+
+
+def _drop_unused(values: MutableMapping[str, object], config: JepaConfig) -> None:
+    """Takes out the losses that are always 0."""
+    if not config.anchor.clusters:
+        values.pop("anchor_loss", None)
+    if not config.is_regularised:
+        values.pop("variance_loss", None), values.pop("covariance_loss", None)
 
 
 class JepaTrainUnit(TrainUnit[SpeechBatch]):
@@ -54,6 +63,7 @@ class JepaTrainUnit(TrainUnit[SpeechBatch]):
 
     :param model: What the trainer wraps (DDP, FSDP); called for its loss.
     :param base: The bare module, for masks.
+    :param decay_end: Decay of the target after `decay_steps` steps; None: the model's throughout.
     """
 
     def __init__(
@@ -67,10 +77,13 @@ class JepaTrainUnit(TrainUnit[SpeechBatch]):
         anchor_steps: int,
         anchor_start: float,
         anchor_end: float,
+        decay_end: float | None = None,
+        decay_steps: int = 1,
     ) -> None:
         self._model, self._base = model, base
         self._seed, self._rank, self._augment = seed, rank, augment
         self._anchor = (anchor_steps, anchor_start, anchor_end)
+        self._decay_end, self._decay_steps = decay_end, decay_steps
         self.finite = FiniteCheck()  # to be registered behind the optimizer's steps
         self._step = 0
         self._batch_nr = 0
@@ -88,7 +101,13 @@ class JepaTrainUnit(TrainUnit[SpeechBatch]):
     @property
     def anchor_weight(self) -> float:
         """Weight at the current step; 0 without anchor."""
-        return anchor_weight(self._step - 1, *self._anchor) if self._base.anchor is not None else 0.0
+        return cosine(self._step - 1, *self._anchor) if self._base.anchor is not None else 0.0
+
+    @property
+    def target_decay(self) -> float:
+        """EMA decay of the target at the current step."""
+        start = self._base.config.target_decay
+        return start if self._decay_end is None else cosine(self._step - 1, self._decay_steps, start, self._decay_end)
 
     @override
     def process_batch(self, batch: SpeechBatch, metric_bag: MetricBag) -> tuple[Tensor, int | None]:
@@ -104,10 +123,11 @@ class JepaTrainUnit(TrainUnit[SpeechBatch]):
 
     @override
     def process_metric_values(self, values: MutableMapping[str, object]) -> None:
-        if self._base.anchor is None:
-            values.pop("anchor_loss", None)
-        else:
+        _drop_unused(values, self._base.config)
+        if self._base.anchor is not None:
             values["anchor_weight"] = self.anchor_weight
+        if self._decay_end is not None:
+            values["target_decay"] = self.target_decay
 
 
 class JepaEvalUnit(EvalUnit[SpeechBatch]):
@@ -216,8 +236,7 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
             if not float(values.pop(f"{name}_count")):  # type: ignore[arg-type]
                 values.pop(name)
         values["prediction_r2"] = 1.0 - error / max(deviation, 1e-12)
-        if self._base.anchor is None:
-            values.pop("anchor_loss", None)
+        _drop_unused(values, self._base.config)
         self.check_collapse(values)
 
     def check_collapse(self, values: MutableMapping[str, object]) -> None:

@@ -13,7 +13,7 @@ from fairseq2.runtime.dependency import DependencyContainer
 
 import recipes  # noqa: F401  (preloads libsndfile)
 from recipes.common import explain
-from recipes.jepa.config import AnchorSection, JepaRecipeConfig
+from recipes.jepa.config import AnchorSection, JepaRecipeConfig, TargetSection
 from recipes.jepa.export import export_encoder
 from recipes.jepa.recipe import JepaRecipe
 
@@ -138,6 +138,7 @@ def test_contradictions_are_found() -> None:
     config.trainer.data_parallelism, config.trainer.fsdp.version = "fsdp", "v1"
     assert config.validate().has_error()
     assert AnchorSection(end_weight=-1.0).validate().has_error()
+    assert TargetSection(end_decay=1.5).validate().has_error()
 
 
 @pytest.mark.parametrize("name", ["jepa", "codec"])

@@ -17,7 +17,7 @@ from jepa_tok.corpus.manifest import Utterance
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.presets import jepa_config
 from tasks.augment import AugmentSection
-from tasks.jepa.anchor import anchor_weight, fit_anchor
+from tasks.jepa.anchor import cosine, fit_anchor
 from tasks.jepa.unit import JepaEvalUnit, JepaTrainUnit, sample_batch_mask
 
 
@@ -54,10 +54,26 @@ def test_masks_follow_from_their_seed_alone() -> None:
 
 
 def test_anchor_weight_falls_from_start_to_end() -> None:
-    weights = [anchor_weight(s, 100, 1.0, 0.01) for s in range(201)]
+    weights = [cosine(s, 100, 1.0, 0.01) for s in range(201)]
     assert weights[0] == 1.0 and weights[50] == pytest.approx(0.505) and weights[100] == pytest.approx(0.01)
     assert weights[100:] == [weights[100]] * 101
     assert weights == sorted(weights, reverse=True)
+
+
+def test_target_decay_is_the_models_or_rises_to_the_end() -> None:
+    model = make_model()
+    options = {"seed": 1, "rank": 0, "augment": AugmentSection(), "anchor_steps": 10, "anchor_start": 1.0}
+    for end, expected in ((None, [0.996, 0.996, 0.996]), (1.0, [0.996, 0.998, 1.0])):
+        unit = JepaTrainUnit(model, model, anchor_end=0.1, decay_end=end, decay_steps=100, **options)  # type: ignore[arg-type]
+        found = []
+        for step in (1, 51, 101):
+            unit.set_step_nr(step)
+            found.append(unit.target_decay)
+        assert found == pytest.approx(expected)
+    before = [p.clone() for p in model.target_encoder.parameters()]
+    model.encoder.project.weight.data.add_(1.0)
+    model.update_target(unit.target_decay)  # 1: the target stays
+    assert all(torch.equal(old, new) for old, new in zip(before, model.target_encoder.parameters()))
 
 
 @pytest.fixture
