@@ -38,6 +38,9 @@ def compile_regions(model: nn.Module, *args: Any, **kwargs: Any) -> None:
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 256)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 1024)
+    if torch.cuda.is_available() and getattr(torch.backends.cuda.matmul, "fp32_precision", "none") == "tf32":
+        # fairseq2 sets this by PyTorch's new names, the compiler asks by the old one, which raises until both agree.
+        torch.set_float32_matmul_precision("high")
     for module in model.modules():
         if isinstance(module, REGIONS):
             module.compile(*args, **kwargs)
