@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.layers import sequence_mask
 
 
@@ -67,3 +68,23 @@ def code_entropies(codes: Tensor, radices: list[int]) -> Tensor:
         p = torch.bincount(column, minlength=levels).float() / max(len(column), 1)
         entropies.append(-(p * p.clamp_min(1e-20).log()).sum() / math.log(levels))
     return torch.stack(entropies).clamp(0.0, 1.0)
+
+
+@torch.no_grad()
+def stage_amplitudes(encoder: Encoder, wave: Tensor) -> list[float]:
+    """Root mean square of what each stage of an encoder, and at last its output z, makes of clips [B, S] without padding.
+
+    At initialisation it tells whether the signal reaches z: with weights of fixed deviation it fades stage by stage.
+    """
+    found: list[Tensor] = []
+
+    def note(_module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor | None]) -> None:
+        found.append(output[0].float().square().mean().sqrt())
+
+    hooks = [stage.register_forward_hook(note) for stage in encoder.stages]
+    try:
+        z = encoder(wave).latents
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [float(x) for x in (*found, z.float().square().mean().sqrt())]

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa_tok.config import EncoderConfig
+from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.models.layers import sequence_mask
 from jepa_tok.models.masking import sample_mask
 from jepa_tok.models.vicreg import variance_covariance
-from jepa_tok.monitor import collapse_stats
+from jepa_tok.monitor import collapse_stats, stage_amplitudes
 from jepa_tok.training_config import AnchorConfig, JepaConfig, MaskConfig, PredictorConfig
 
 
@@ -227,3 +228,15 @@ def test_monitor_tells_position_only_output_from_output_that_follows_the_sound()
     codes[..., 0] = torch.arange(20) % 4
     usage = collapse_stats(torch.randn(3, 20, 8), lengths, codes, [4] * 8)
     assert usage["dead_dims"] == 7 and usage["code_usage"] == pytest.approx(1 / 8, abs=0.01)
+
+
+@pytest.mark.parametrize(("init", "reaches"), [("scaled", True), ("trunc_normal", False)])
+def test_amplitudes_show_whether_the_signal_reaches_z(init: str, reaches: bool) -> None:
+    config = toy().encoder
+    config.init, config.daam = init, True  # type: ignore[assignment]
+    torch.manual_seed(0)
+    encoder = Encoder(config).eval()
+    stages = stage_amplitudes(encoder, 0.1 * torch.randn(1, 2400))
+    assert len(stages) == 3 and all(math.isfinite(x) for x in stages)
+    assert (stages[0] > 0.1) is reaches  # the second stage ends in a Conformer, whose norm hides it
+    assert not any(stage._forward_hooks for stage in encoder.stages)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task
@@ -12,12 +14,15 @@ from typing_extensions import override
 
 from jepa_tok._fairseq2.speech_data import SpeechDataset
 from jepa_tok._fairseq2.speech_reader import create_readers
+from jepa_tok.corpus.manifest import Utterance
+from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.jepa import Jepa
+from jepa_tok.monitor import stage_amplitudes
 from recipes.jepa.config import JepaRecipeConfig
 from tasks.jepa.anchor import fit_anchor
 from tasks.jepa.metrics import JEPA_METRICS
 from tasks.jepa.unit import JepaEvalUnit, JepaTrainUnit
-from tasks.speech import register_metrics
+from tasks.speech import register_metrics, sample_waves
 
 
 class JepaRecipe(Recipe):
@@ -36,16 +41,13 @@ class JepaRecipe(Recipe):
             return model
         model.sync_target()
         # Rank 0's weights and buffers are broadcast when the model is wrapped, so one rank fits for all.
-        if model.anchor is not None and context.gangs.root.rank == 0:
+        if context.gangs.root.rank == 0:
             config = context.get_config_as(JepaRecipeConfig)
-            dataset = context.get_dataset_as(SpeechDataset)
-            fit_anchor(
-                model.anchor,
-                dataset.train,
-                frames=config.anchor.fit_frames,
-                seed=config.common.seed,
-                crop_seconds=config.dataset.crop_seconds,
-            )
+            clips = context.get_dataset_as(SpeechDataset).train
+            seed, crop = config.common.seed, config.dataset.crop_seconds
+            log_amplitudes(model.encoder, clips, seed, crop)
+            if model.anchor is not None:
+                fit_anchor(model.anchor, clips, frames=config.anchor.fit_frames, seed=seed, crop_seconds=crop)
         return model
 
     @override
@@ -98,3 +100,15 @@ class JepaRecipe(Recipe):
     @override
     def config_kls(self) -> type[object]:
         return JepaRecipeConfig
+
+
+def log_amplitudes(encoder: Encoder, utterances: list[Utterance], seed: int, crop_seconds: float) -> None:
+    """Tells what of a training clip's signal reaches each stage of the encoder; nothing where no clip can be read."""
+    wave = next(sample_waves(utterances, np.random.default_rng([seed, 5]), crop_seconds), None)
+    if wave is None:
+        return
+    encoder.eval()
+    amplitudes = stage_amplitudes(encoder, wave[None].to(next(encoder.parameters()).device))
+    encoder.train()
+    stages = ", ".join(f"{x:.3g}" for x in amplitudes[:-1])
+    log.info("Amplitudes at initialisation: stages {}; z {:.3g}.", stages, amplitudes[-1])
