@@ -235,7 +235,8 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
         for name in READERS:
             if not float(values.pop(f"{name}_count")):  # type: ignore[arg-type]
                 values.pop(name)
-        values["prediction_r2"] = 1.0 - error / max(deviation, 1e-12)
+        if deviation > 0.0:  # something was masked
+            values["prediction_r2"] = 1.0 - error / deviation
         _drop_unused(values, self._base.config)
         self.check_collapse(values)
 

@@ -190,6 +190,12 @@ def test_validation_sees_a_collapse(monkeypatch) -> None:
         validate(model, stop=True)
 
 
+def test_without_masked_frames_there_is_no_r2() -> None:
+    model = make_model().eval()
+    model.config.mask.ratio = 0.0
+    assert "prediction_r2" not in validate(model)
+
+
 def test_prediction_of_the_target_itself_has_r2_of_one(monkeypatch) -> None:
     model = make_model().eval()
     forward = model.forward
