@@ -34,6 +34,16 @@ rm -f "$stamp"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 
+# Two measures of `jepa-tok eval` that the lock cannot hold: Resemblyzer asks for packages that it can do without and that no longer
+# build, PESQ is compiled, where there is a compiler.
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps resemblyzer==0.1.4
+if command -v cc >/dev/null; then
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps pesq==0.0.4 ||
+        echo "setup: PESQ could not be built; \`jepa-tok eval\` leaves it out"
+else
+    echo "setup: there is no C compiler for PESQ, which \`jepa-tok eval\` then leaves out; on Debian or Ubuntu: sudo apt-get install build-essential"
+fi
+
 # fairseq2's native library wants libsndfile.so.1 and looks for it in the environment's lib folder: soundfile's wheel has it.
 "$venv/bin/python" -c 'from jepa_tok._fairseq2.sndfile import link_sndfile; link_sndfile()'
 echo "$wanted" > "$stamp"
