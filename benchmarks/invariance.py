@@ -182,6 +182,9 @@ def main() -> int:
         for row in measure(codec, clips, args):
             found.append({**row, "weights": codec.weights})
             print(" ".join(f"{key} {value}" for key, value in row.items()), file=sys.stderr, flush=True)
+            if args.out:  # a long run is of use as far as it came
+                write_json(args.out, {**head, "audio": [str(p) for p in args.audio] or "made up", "seed": args.seed, "device": args.device, "partners": args.partners,
+                                      "batch_seconds": None if math.isinf(args.batch_seconds) else args.batch_seconds, "lengths": facts, "rows": rows + found})  # fmt: skip
         print_table(
             [
                 {
@@ -201,9 +204,6 @@ def main() -> int:
             ]
         )
         rows += found
-        if args.out:  # a long run is of use as far as it came
-            write_json(args.out, {**head, "audio": [str(p) for p in args.audio] or "made up", "seed": args.seed, "device": args.device, "partners": args.partners,
-                                  "batch_seconds": None if math.isinf(args.batch_seconds) else args.batch_seconds, "lengths": facts, "rows": rows})  # fmt: skip
     return 0
 
 
