@@ -144,25 +144,26 @@ def test_killed_at_random_instants(corpus, starter, tmp_path):
     assert contents(out) == whole
 
 
-def stop(manifest: Path, folder: Path, by: signal.Signals) -> tuple[Path, int, str]:
-    """OUT, status and what it said of a process of its own, stopped when it has made three shards."""
-    for attempt in range(20):
-        out = folder / str(attempt)
-        argv = [sys.executable, "-m", "jepa_tok", *map(str, command(manifest, out))]
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet())
-        while process.poll() is None and len(list(out.glob("tokens-*.parquet"))) < 3:
-            time.sleep(0.002)
-        process.send_signal(by)
-        _, errors = process.communicate()
-        if process.returncode != 1:  # else it was done before, on a busy machine
-            return out, process.returncode, errors
-    pytest.fail("it is always done before it is stopped")
+def begin(manifest: Path, out: Path, shards: int) -> subprocess.Popen[str]:
+    """A process of its own, that has made at least so many shards."""
+    argv = [sys.executable, "-m", "jepa_tok", *map(str, command(manifest, out))]
+    # Tests that run in a shell's background inherit that an interrupt is ignored.
+    process = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while process.poll() is None and len(list(out.glob("tokens-*.parquet"))) < shards:
+        time.sleep(0.002)
+    return process
 
 
 def test_a_process_of_its_own_killed(corpus, starter, tmp_path):
     manifest, whole, _ = corpus
-    out, status, _ = stop(manifest, tmp_path, signal.SIGKILL)
-    assert status == -signal.SIGKILL
+    out = tmp_path / "out"
+    process = begin(manifest, out, 3)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     check_partial(out, whole)
     assert starter.run(*command(manifest, out))[0] == 1
     assert contents(out) == whole
@@ -170,8 +171,11 @@ def test_a_process_of_its_own_killed(corpus, starter, tmp_path):
 
 def test_interrupted_by_the_user(corpus, starter, tmp_path):
     manifest, whole, _ = corpus
-    out, status, errors = stop(manifest, tmp_path, signal.SIGINT)
-    assert status == 130, errors
+    out = tmp_path / "out"
+    process = begin(manifest, out, 3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
     warning, message = errors.splitlines()
     assert "UNTRAINED" in warning and message == "jepa-tok: interrupted"
     check_partial(out, whole)
