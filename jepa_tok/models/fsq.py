@@ -76,7 +76,7 @@ class FSQ(nn.Module):
         ):  # an even number: quartiles of an odd one are frames' own values, where a last bit decides the code
             frames = frames[: len(frames) // 2 * 2]
         quartiles = torch.tensor([0.25, 0.5, 0.75], device=frames.device)
-        low, median, high = torch.quantile(self._normalise(frames.float()), quartiles, dim=0)
+        low, median, high = torch.quantile(self.normalise(frames.float()), quartiles, dim=0)
         scale = (2.0 * math.atanh(0.5) / (high - low)).clamp_max(_MAX_SCALE)
         self.scale.copy_(scale)
         self.bias.copy_(-scale * median)
@@ -118,10 +118,11 @@ class FSQ(nn.Module):
         """z [..., D] -> float32 [..., D] in [-1, 1], what is rounded."""
         if self.scale is None or self.bias is None:
             return torch.tanh(z.float())
-        return torch.tanh(self._normalise(z.float()) * self.scale.float() + self.bias.float())
+        return torch.tanh(self.normalise(z.float()) * self.scale.float() + self.bias.float())
 
     @staticmethod
-    def _normalise(z: Tensor) -> Tensor:
+    def normalise(z: Tensor) -> Tensor:
+        """z [..., D] with mean 0 and deviation 1 over D, what `norm` scales, shifts and bounds."""
         z = z - z.mean(-1, keepdim=True)
         return z * torch.rsqrt(z.square().mean(-1, keepdim=True) + _EPS)
 
