@@ -17,6 +17,7 @@ import json
 import math
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +62,14 @@ def mels(waves: list[torch.Tensor], config: EncoderConfig) -> np.ndarray:
     return torch.cat([logmel(wave[None])[0].reshape(-1, SUBFRAMES * MELS) for wave in waves]).numpy()
 
 
-def readout(x: np.ndarray, y: np.ndarray, x_dev: np.ndarray, y_dev: np.ndarray) -> dict[str, float]:
+def readout(
+    x: np.ndarray, y: np.ndarray, x_dev: np.ndarray, y_dev: np.ndarray, penalties: Sequence[float] = PENALTIES
+) -> dict[str, float]:
     """R2 and mean absolute error (dB) on dev frames; the penalty is chosen on the last 15 % of the training frames."""
     mean, std = x.mean(0), x.std(0) + 1e-6
     x, x_dev = (x - mean) / std, (x_dev - mean) / std
     cut = int(0.85 * len(x))
-    errors = {a: np.square(Ridge(a).fit(x[:cut], y[:cut]).predict(x[cut:]) - y[cut:]).sum() for a in PENALTIES}
+    errors = {a: np.square(Ridge(a).fit(x[:cut], y[:cut]).predict(x[cut:]) - y[cut:]).sum() for a in penalties}
     penalty = min(errors, key=lambda a: errors[a])
     error = Ridge(penalty).fit(x, y).predict(x_dev) - y_dev
     r2 = 1.0 - np.square(error).sum() / np.square(y_dev - y.mean(0)).sum()

@@ -30,6 +30,8 @@ from jepa_tok.errors import JepaTokError
 from jepa_tok.models.fsq import EVEN_SCALE
 
 FLOORS = (0.3, 0.1, 0.03, 0.01, 0.003)
+PENALTIES = (10.0, 100.0, 1e3, 1e4, 1e5)
+"""Of the ridge regression: codes that repeat each other want strong ones."""
 
 
 def effective_rank(eigenvalues: Tensor) -> float:
@@ -86,7 +88,10 @@ def run(tokenizer: SpeechTokenizer, manifest: Path, limit: int) -> dict[str, Any
         return torch.cat([with_neighbours(way(z)) for z in latents[split]]).numpy()
 
     rows = [
-        {"reader of": name, **readout(features(w, "train"), sound["train"], features(w, "dev"), sound["dev"])}
+        {
+            "reader of": name,
+            **readout(features(w, "train"), sound["train"], features(w, "dev"), sound["dev"], PENALTIES),
+        }
         for name, w in ways.items()
     ]
     rank = effective_rank(eigenvalues)
