@@ -133,6 +133,7 @@ class CodecConfig:
 
     l1_weight: float = 1.0
     stft_weight: float = 2.0
+    """0 leaves it out of training; validation always measures it."""
 
     mel_weight: float = 0.0
     """Weight of the multi-scale mel loss; 0 leaves it out (paper)."""

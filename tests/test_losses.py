@@ -7,6 +7,7 @@ import torch
 
 from jepa_tok.models.discriminator import Feature
 from jepa_tok.models.losses import (
+    Spectra,
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
@@ -34,8 +35,8 @@ def test_l1_counts_valid_samples_only() -> None:
 @pytest.mark.parametrize("samples", [1, 5, 31, 600, 1001])
 def test_stft_loss_is_zero_for_equal_waves_and_grows(samples: int) -> None:
     _, real, _ = waves(samples)
-    assert stft_loss(real, real, ffts=FFTS).item() == 0
-    near, far = stft_loss(1.1 * real, real, ffts=FFTS), stft_loss(2 * real, real, ffts=FFTS)
+    assert stft_loss(Spectra(real, real), ffts=FFTS).item() == 0
+    near, far = stft_loss(Spectra(1.1 * real, real), ffts=FFTS), stft_loss(Spectra(2 * real, real), ffts=FFTS)
     assert 0 < near < far
 
 
@@ -45,51 +46,55 @@ def test_stft_loss_of_a_gain_is_known() -> None:
     expected = 0.0
     for n_fft in FFTS:
         expected += magnitudes(real, n_fft, n_fft // 4).mean().item() + torch.tensor(2.0).log().item()
-    assert stft_loss(2 * real, real, ffts=FFTS).item() == pytest.approx(expected / len(FFTS), rel=1e-3)
+    assert stft_loss(Spectra(2 * real, real), ffts=FFTS).item() == pytest.approx(expected / len(FFTS), rel=1e-3)
 
 
 @pytest.mark.parametrize("length", [1, 100, 511, 512, 513, 900])
 def test_padding_is_not_heard_by_the_stft_loss(length: int) -> None:
     fake, real, lengths = waves(length, 900)
-    alone = stft_loss(fake[:1, :length], real[:1, :length], ffts=FFTS)
-    padded = stft_loss(fake[:1], real[:1], lengths[:1], ffts=FFTS)  # noise behind the end
+    alone = stft_loss(Spectra(fake[:1, :length], real[:1, :length]), ffts=FFTS)
+    padded = stft_loss(Spectra(fake[:1], real[:1], lengths[:1]), ffts=FFTS)  # noise behind the end
     torch.testing.assert_close(alone, padded)
 
 
 def test_mel_loss_of_a_gain_is_its_logarithm_where_there_is_sound() -> None:
     _, real, _ = waves(2000)
-    loss = mel_loss(2 * real, real, ffts=[512, 256], sample_rate=24_000).item()
+    loss = mel_loss(Spectra(2 * real, real), ffts=[512, 256], sample_rate=24_000).item()
     assert loss == pytest.approx(torch.tensor(2.0).log().item(), rel=1e-2)
     quiet = 1e-7 * real
-    assert mel_loss(2 * quiet, quiet, ffts=[512], sample_rate=24_000).item() < 0.01  # below the floor
+    assert mel_loss(Spectra(2 * quiet, quiet), ffts=[512], sample_rate=24_000).item() < 0.01  # below the floor
 
 
 @pytest.mark.parametrize("length", [1, 511, 900])
 def test_padding_is_not_heard_by_the_mel_loss(length: int) -> None:
     fake, real, lengths = waves(length, 900)
-    alone = mel_loss(fake[:1, :length], real[:1, :length], ffts=[512, 128], sample_rate=24_000)
-    torch.testing.assert_close(alone, mel_loss(fake[:1], real[:1], lengths[:1], ffts=[512, 128], sample_rate=24_000))
+    alone = mel_loss(Spectra(fake[:1, :length], real[:1, :length]), ffts=[512, 128], sample_rate=24_000)
+    torch.testing.assert_close(
+        alone, mel_loss(Spectra(fake[:1], real[:1], lengths[:1]), ffts=[512, 128], sample_rate=24_000)
+    )
 
 
 def test_stft_loss_of_a_batch_weighs_clips_by_frames() -> None:
     fake, real, lengths = waves(640, 320)
-    one, two = (stft_loss(fake[i : i + 1, :n], real[i : i + 1, :n], ffts=[64]) for i, n in enumerate((640, 320)))
-    batch = stft_loss(fake, real, lengths, ffts=[64])
+    one, two = (
+        stft_loss(Spectra(fake[i : i + 1, :n], real[i : i + 1, :n]), ffts=[64]) for i, n in enumerate((640, 320))
+    )
+    batch = stft_loss(Spectra(fake, real, lengths), ffts=[64])
     torch.testing.assert_close(batch, (41 * one + 21 * two) / 62)
 
 
 def test_stft_loss_has_finite_gradients_in_silence() -> None:
     fake = torch.zeros(1, 700, requires_grad=True)
-    stft_loss(fake, torch.zeros(1, 700), ffts=FFTS).backward()
+    stft_loss(Spectra(fake, torch.zeros(1, 700)), ffts=FFTS).backward()
     assert fake.grad is not None and fake.grad.isfinite().all()
 
 
 def test_losses_are_float32_under_autocast() -> None:
     fake, real, lengths = waves(700, 500)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = stft_loss(fake, real, lengths, ffts=FFTS)
+        low = stft_loss(Spectra(fake, real, lengths), ffts=FFTS)
     assert low.dtype == torch.float32
-    torch.testing.assert_close(low, stft_loss(fake, real, lengths, ffts=FFTS))
+    torch.testing.assert_close(low, stft_loss(Spectra(fake, real, lengths), ffts=FFTS))
 
 
 def maps(*values: float, lengths: torch.Tensor | None = None) -> list[list[Feature]]:

@@ -23,6 +23,7 @@ from jepa_tok.models.fsq import FSQ
 from jepa_tok.models.generator import Generator
 from jepa_tok.models.layers import sequence_mask
 from jepa_tok.models.losses import (
+    Spectra,
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
@@ -45,6 +46,8 @@ class CodecOutput:
 
     l1: Tensor
     stft: Tensor
+    """Exactly 0 in training with `stft_weight` 0."""
+
     mel: Tensor
     """Exactly 0 with `mel_weight` 0."""
 
@@ -164,7 +167,7 @@ class Codec(nn.Module):
 
         c = self.config
         zero = fake.new_zeros(())
-        d_loss = adversarial_loss = matching = mel = usage = zero
+        d_loss = adversarial_loss = matching = stft = mel = usage = zero
         if disc or adversarial:
             real_part, fake_part, sizes = self._segments(wave, fake, lengths)
             with torch.set_grad_enabled(disc and torch.is_grad_enabled()):
@@ -177,10 +180,13 @@ class Codec(nn.Module):
             matching = feature_matching_loss(real_maps, fake_maps)
 
         l1 = l1_loss(fake, wave, lengths)
-        stft = stft_loss(fake, wave, lengths, ffts=c.stft_ffts)
-        g_loss = c.l1_weight * l1 + c.stft_weight * stft + c.adversarial_weight * (adversarial_loss + matching)
+        g_loss = c.l1_weight * l1 + c.adversarial_weight * (adversarial_loss + matching)
+        spectra = Spectra(fake, wave, lengths)
+        if c.stft_weight or not self.training:
+            stft = stft_loss(spectra, c.stft_ffts)
+            g_loss = g_loss + c.stft_weight * stft
         if c.mel_weight:
-            mel = mel_loss(fake, wave, lengths, ffts=c.mel_ffts, sample_rate=c.tokenizer.encoder.sample_rate)
+            mel = mel_loss(spectra, c.mel_ffts, c.tokenizer.encoder.sample_rate)
             g_loss = g_loss + c.mel_weight * mel
         if c.usage_weight:
             usage = self._usage(encoded)

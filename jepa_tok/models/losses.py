@@ -27,53 +27,66 @@ def l1_loss(fake: Tensor, real: Tensor, lengths: Tensor | None = None) -> Tensor
     return _mean(difference, None if lengths is None else sequence_mask(lengths, real.shape[1]))
 
 
-def stft_loss(fake: Tensor, real: Tensor, lengths: Tensor | None = None, *, ffts: Sequence[int]) -> Tensor:
-    """Multi-resolution STFT loss: L1 of magnitudes plus L1 of their logarithms, averaged over resolutions.
+class Spectra:
+    """Magnitudes of a reconstruction and its original at any window size, each computed once for all losses that ask for it.
 
     Frames are centred (Hann window, hop of a quarter of it) and zeros lie beyond both ends of a clip, so that each sample
     counts and a clip shorter than a window still has frames; those centred past its end are left out.
 
     :param fake, real: [B, S]; samples past a clip's length are taken as zeros.
     :param lengths: Samples of each clip [B]; None if each has S.
+    """
+
+    def __init__(self, fake: Tensor, real: Tensor, lengths: Tensor | None = None) -> None:
+        fake, real = fake.float(), real.float()
+        if lengths is not None:
+            mask = sequence_mask(lengths, real.shape[1])
+            fake, real = fake * mask, real * mask
+        self.fake, self.real, self.lengths = fake, real, lengths
+        self._pairs: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def at(self, n_fft: int) -> tuple[Tensor, Tensor]:
+        """Magnitudes of fake and real, [B, L, F] each with L = S // (n_fft // 4) + 1 and F = n_fft // 2 + 1."""
+        if n_fft not in self._pairs:
+            hop = n_fft // 4
+            self._pairs[n_fft] = magnitudes(self.fake, n_fft, hop), magnitudes(self.real, n_fft, hop)
+        return self._pairs[n_fft]
+
+    def mean(self, values: Tensor, n_fft: int) -> Tensor:
+        """Mean of values [B, L, ...] over the clips' own frames."""
+        if self.lengths is None:
+            return values.mean()
+        return _mean(values, sequence_mask(self.lengths // (n_fft // 4) + 1, values.shape[1]))
+
+
+def stft_loss(spectra: Spectra, ffts: Sequence[int]) -> Tensor:
+    """Multi-resolution STFT loss: L1 of magnitudes plus L1 of their logarithms, averaged over resolutions.
+
     :param ffts: Window sizes in samples (paper: 2048, 1024, 512, 256, 128).
     :returns: Scalar.
     """
-    fake, real = fake.float(), real.float()
-    if lengths is not None:
-        mask = sequence_mask(lengths, real.shape[1])
-        fake, real = fake * mask, real * mask
-    total = fake.new_zeros(())
+    total = spectra.fake.new_zeros(())
     for n_fft in ffts:
-        hop = n_fft // 4
-        a, b = magnitudes(fake, n_fft, hop), magnitudes(real, n_fft, hop)  # [B, L, F]
-        valid = None if lengths is None else sequence_mask(lengths // hop + 1, a.shape[1])
-        total = total + _mean((a - b).abs(), valid)
-        total = total + _mean(((a + LOG_EPSILON).log() - (b + LOG_EPSILON).log()).abs(), valid)
+        a, b = spectra.at(n_fft)
+        total = total + spectra.mean((a - b).abs(), n_fft)
+        total = total + spectra.mean(((a + LOG_EPSILON).log() - (b + LOG_EPSILON).log()).abs(), n_fft)
     return total / len(ffts)
 
 
-def mel_loss(
-    fake: Tensor, real: Tensor, lengths: Tensor | None = None, *, ffts: Sequence[int], sample_rate: int
-) -> Tensor:
+def mel_loss(spectra: Spectra, ffts: Sequence[int], sample_rate: int) -> Tensor:
     """L1 of log-mel magnitudes in nats, averaged over window sizes (HiFi-GAN, equation 6; several scales as in DAC, arXiv 2306.06546).
 
     Each window of N samples has N / 16 filters. Levels below `LogMel.FLOOR` (about -90 dBFS) count as silent: what recordings
     hold below is noise of their making, and the empty band above 8 kHz of speech that was once at 16 kHz.
 
-    :param fake, real: [B, S]; samples past a clip's length are taken as zeros.
-    :param lengths: Samples of each clip [B]; None if each has S.
     :returns: Scalar.
     """
-    if lengths is not None:
-        mask = sequence_mask(lengths, real.shape[1])
-        fake, real = fake * mask, real * mask
-    total = fake.new_zeros((), dtype=torch.float32)
+    total = spectra.fake.new_zeros(())
     for n_fft in ffts:
-        hop = n_fft // 4
-        filters = mel_filters(sample_rate, n_fft, max(n_fft // 16, 1), real.device)
-        with torch.autocast(real.device.type, enabled=False):
-            a, b = ((magnitudes(x, n_fft, hop) @ filters + LogMel.FLOOR).log() for x in (fake, real))  # [B, L, M]
-        total = total + _mean((a - b).abs(), None if lengths is None else sequence_mask(lengths // hop + 1, a.shape[1]))
+        filters = mel_filters(sample_rate, n_fft, max(n_fft // 16, 1), spectra.fake.device)
+        with torch.autocast(spectra.fake.device.type, enabled=False):
+            a, b = ((x @ filters + LogMel.FLOOR).log() for x in spectra.at(n_fft))  # [B, L, M]
+        total = total + spectra.mean((a - b).abs(), n_fft)
     return total / len(ffts)
 
 
