@@ -45,16 +45,24 @@ class MaskConfig:
 
 @dataclass(kw_only=True)
 class AnchorConfig:
-    """Anchor against collapse: KL to posteriors of a frozen diagonal mixture on log-mels (arXiv 2602.09040)."""
+    """Anchor against collapse: what a frame has to tell of the log-mels of its sub-frames."""
+
+    kind: Literal["posteriors", "features"] = "posteriors"
+    """`posteriors` of a frozen diagonal mixture on log-mels (arXiv 2602.09040); `features`: the log-mels themselves."""
 
     clusters: int = 0
-    """Components of the mixture; 0 turns the anchor off (paper)."""
+    """Components of the mixture; with 0, `posteriors` are off (paper)."""
 
     subframes: int = 20
-    """Sub-frames of a frame whose posteriors are predicted; 20 are 20 ms each."""
+    """Sub-frames of a frame; 20 are 20 ms each."""
 
     n_mels: int = 40
-    """Mel filters of the mixture's features."""
+    """Mel filters of the features."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is an anchor."""
+        return self.kind == "features" or self.clusters > 0
 
 
 @dataclass(kw_only=True)
@@ -69,8 +77,9 @@ class JepaConfig:
     target_decay: float = 0.996
     """EMA decay of the target encoder (tau)."""
 
-    target_norm: Literal["none", "layer"] = "none"
-    """`layer`: each target frame is normalised over its dimensions before the loss."""
+    target_norm: Literal["none", "layer", "clip"] = "none"
+    """`layer`: each target frame is normalised over its dimensions before the loss. `clip`: each dimension over the clip's
+    frames (data2vec, arXiv 2202.03555), so that what all frames share is no part of the task."""
 
     prediction_weight: float = 1.0
     """Weight of the error on masked frames; 0 leaves anchor and regularisation alone, for comparison."""
@@ -97,7 +106,7 @@ class JepaConfig:
         for name in ("prediction_weight", "variance_weight", "covariance_weight"):
             if getattr(self, name) < 0.0:
                 raise ConfigError(f"`{name}` must be at least 0, but is {getattr(self, name)} instead.")
-        if self.anchor.clusters and self.encoder.hop % self.anchor.subframes:
+        if self.anchor.is_on and self.encoder.hop % self.anchor.subframes:
             raise ConfigError(
                 f"anchor `subframes` must divide the hop ({self.encoder.hop}), but is {self.anchor.subframes} instead."
             )

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa_tok.config import EncoderConfig
+from jepa_tok.models.anchor import MelFeatures, MelPosteriors
 from jepa_tok.models.encoder import Encoder
-from jepa_tok.models.jepa import Jepa
+from jepa_tok.models.jepa import Jepa, normalise_over_clip
 from jepa_tok.models.layers import sequence_mask
 from jepa_tok.models.masking import sample_mask
 from jepa_tok.models.vicreg import variance_covariance
@@ -168,7 +169,7 @@ def test_ema_moves_by_one_minus_decay_and_stays_in_eval_mode() -> None:
 def test_anchor_posteriors_equal_a_gaussian_mixture_and_kl_is_zero_for_the_truth() -> None:
     jepa = make(clusters=3)
     anchor = jepa.anchor
-    assert anchor is not None and not anchor.is_fitted
+    assert isinstance(anchor, MelPosteriors) and not anchor.is_fitted
     means, variances = torch.randn(3, 8), torch.rand(3, 8) + 0.5
     weights = torch.tensor([0.2, 0.3, 0.5])
     anchor.set_mixture(means, variances, weights)
@@ -193,13 +194,47 @@ def test_anchor_posteriors_equal_a_gaussian_mixture_and_kl_is_zero_for_the_truth
     assert abs(float(kl)) < 1e-5
 
 
-def test_a_few_steps_of_training_lower_the_anchored_loss() -> None:
-    jepa = make(clusters=4)
+def test_the_features_anchor_is_a_squared_error_over_the_clips_own_subframes() -> None:
+    torch.manual_seed(0)
+    config = toy()
+    config.anchor.kind = "features"
+    anchor = Jepa(config).anchor
+    assert isinstance(anchor, MelFeatures)
+    wave, lengths, latents = 0.1 * torch.randn(2, 2400), torch.tensor([2400, 1000]), torch.randn(2, 10, 16)
+    wave[1, 1000:] = 0.0
+    with torch.no_grad():
+        anchor.head.weight.zero_()
+        anchor.head.bias.fill_(0.5)
+    errors = (0.5 - anchor.features(wave)).square().mean(-1)  # [2, 40] sub-frames of 60 samples
+    expected = torch.cat([errors[0], errors[1, :17]]).mean()  # 1,000 samples reach into the 17th
+    torch.testing.assert_close(anchor(latents, wave, lengths), expected)
+    wave[1, 1000:] = 1.0  # what lies behind a clip is not heard
+    torch.testing.assert_close(anchor(latents, wave, lengths), expected)
+
+
+def test_targets_normalised_over_a_clip_hold_nothing_that_all_its_frames_share() -> None:
+    targets = 5.0 + torch.randn(3, 9, 4)
+    valid = torch.arange(9) < torch.tensor([[9], [4], [1]])
+    found = normalise_over_clip(targets, valid)
+    assert not found[~valid].any() and not found[2].any()
+    for clip, n in ((0, 9), (1, 4)):
+        torch.testing.assert_close(found[clip, :n].mean(0), torch.zeros(4), atol=1e-5, rtol=0.0)
+        torch.testing.assert_close(found[clip, :n].std(0, correction=0), torch.ones(4), atol=1e-3, rtol=0.0)
+    torch.testing.assert_close(found, normalise_over_clip(3.0 * targets - 7.0, valid), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["posteriors", "features"])
+def test_a_few_steps_of_training_lower_the_anchored_loss(kind) -> None:
+    torch.manual_seed(0)
+    config = toy(clusters=4)
+    config.anchor.kind, config.target_norm = kind, "clip"
+    jepa = Jepa(config)
     assert jepa.anchor is not None
     time = torch.arange(2400) / 24_000
     wave = torch.stack([0.2 * torch.sin(2 * math.pi * f * time) for f in (300.0, 900.0, 2500.0, 6000.0)])
-    features = jepa.anchor.features(wave)
-    jepa.anchor.set_mixture(features.mean(1), torch.ones(4, 8), torch.full((4,), 0.25))
+    if isinstance(jepa.anchor, MelPosteriors):
+        means = jepa.anchor.features(wave).mean(1)
+        jepa.anchor.set_mixture(means, torch.ones(4, 8), torch.full((4,), 0.25))
     lengths = torch.full((4,), 2400)
     optimizer = torch.optim.AdamW([p for p in jepa.parameters() if p.requires_grad], lr=3e-3)
     losses = []

@@ -85,7 +85,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "Step": s,
                 "Loss": 1 + 3 * d,
                 "Prediction Loss": d,
-                "Anchor KL (nats)": 4 * d + 0.5,
+                "Anchor Loss": 4 * d + 0.5,
                 "Prediction R2": 1 - d,
             }
             for s, d in zip(steps, decay)

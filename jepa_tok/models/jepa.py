@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from jepa_tok.config import EncoderConfig
-from jepa_tok.models.anchor import MelAnchor
+from jepa_tok.models.anchor import make_anchor
 from jepa_tok.models.conformer import ConformerBlock
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.layers import init_weights, sequence_mask
@@ -38,7 +38,7 @@ class JepaOutput:
     """Mean squared error over masked frames and dimensions."""
 
     anchor_loss: Tensor
-    """KL in nats per sub-frame; 0 without anchor."""
+    """Of the anchor's kind: KL in nats per sub-frame, or squared error; 0 without anchor."""
 
     variance_loss: Tensor
     """VICReg's variance term of z; 0 without regularisation."""
@@ -97,7 +97,7 @@ class Jepa(nn.Module):
             # Not zeros: steps of zeros meet norms whose gradient there is 1 / sqrt(eps), stage after stage; the first step's
             # gradient would be 1e15, and Adam's second moments would hold the weights still for long.
             self.mask_embedding = nn.Parameter(torch.randn(config.encoder.front_channels))
-        self.anchor = MelAnchor(config.anchor, config.encoder) if config.anchor.clusters else None
+        self.anchor = make_anchor(config.anchor, config.encoder)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.train()
 
@@ -124,7 +124,7 @@ class Jepa(nn.Module):
         :param wave: Samples in [-1, 1], [B, S].
         :param lengths: Samples of each clip [B].
         :param mask: Bool [B, T] from `sample_mask`.
-        :param anchor_weight: Weight of the anchor's KL.
+        :param anchor_weight: Weight of the anchor's loss.
         :param clean: What target and anchor hear [B, S], where `wave` is a noisy version of it; None: `wave`.
         """
         clean = wave if clean is None else clean
@@ -135,6 +135,8 @@ class Jepa(nn.Module):
             targets = self.target_encoder(clean, lengths).latents.float()
             if self.config.target_norm == "layer":
                 targets = F.layer_norm(targets, targets.shape[-1:])
+            elif self.config.target_norm == "clip":
+                targets = normalise_over_clip(targets, valid)
 
         token = self.mask_token.to(z.dtype)
         # Masked at the input, z still holds what the encoder made of the context: the token only says where.
@@ -176,6 +178,14 @@ class Jepa(nn.Module):
         targets = [_own_shard(p) for p in self.target_encoder.parameters()]
         onlines = [_own_shard(p).to(t.dtype) for p, t in zip(self.encoder.parameters(), targets)]
         torch._foreach_lerp_(targets, onlines, 1.0 - decay)
+
+
+def normalise_over_clip(targets: Tensor, valid: Tensor) -> Tensor:
+    """[B, T, D] with each dimension at mean 0 and variance 1 over a clip's frames valid [B, T]; one frame becomes zeros."""
+    real = valid[..., None]
+    count = real.sum(1, keepdim=True).clamp_min(1)
+    centred = (targets - (targets * real).sum(1, keepdim=True) / count) * real
+    return centred * (centred.square().sum(1, keepdim=True) / count + 1e-5).rsqrt()
 
 
 def _own_shard(parameter: Tensor) -> Tensor:

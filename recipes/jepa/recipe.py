@@ -15,6 +15,7 @@ from typing_extensions import override
 from jepa_tok._fairseq2.speech_data import SpeechDataset
 from jepa_tok._fairseq2.speech_reader import create_readers
 from jepa_tok.corpus.manifest import Utterance
+from jepa_tok.models.anchor import MelPosteriors
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.monitor import stage_amplitudes
@@ -46,7 +47,7 @@ class JepaRecipe(Recipe):
             clips = context.get_dataset_as(SpeechDataset).train
             seed, crop = config.common.seed, config.dataset.crop_seconds
             log_amplitudes(model.encoder, clips, seed, crop)
-            if model.anchor is not None:
+            if isinstance(model.anchor, MelPosteriors):
                 fit_anchor(model.anchor, clips, frames=config.anchor.fit_frames, seed=seed, crop_seconds=crop)
         return model
 

@@ -14,7 +14,7 @@ from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 
 from jepa_tok.corpus.manifest import Utterance
-from jepa_tok.models.anchor import MelAnchor
+from jepa_tok.models.anchor import MelPosteriors
 from tasks.speech import sample_waves
 
 VARIANCE_FLOOR = 1e-3
@@ -29,7 +29,7 @@ def cosine(step: int, steps: int, start: float, end: float) -> float:
 
 @torch.no_grad()
 def collect_features(
-    anchor: MelAnchor, utterances: list[Utterance], frames: int, seed: int, crop_seconds: float
+    anchor: MelPosteriors, utterances: list[Utterance], frames: int, seed: int, crop_seconds: float
 ) -> torch.Tensor:
     """Log-mels [N, M] of up to `frames` sub-frames, from randomly chosen clips; unreadable clips are passed over."""
     rng = np.random.default_rng([seed, 3])
@@ -50,7 +50,7 @@ def collect_features(
 
 
 def fit_anchor(
-    anchor: MelAnchor, utterances: list[Utterance], *, frames: int, seed: int, crop_seconds: float = 15.0
+    anchor: MelPosteriors, utterances: list[Utterance], *, frames: int, seed: int, crop_seconds: float = 15.0
 ) -> None:
     """Fits a diagonal Gaussian mixture on log-mels of training clips and hands it to `anchor`.
 

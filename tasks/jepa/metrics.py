@@ -21,7 +21,7 @@ READERS = (
 JEPA_METRICS = [
     float_metric("jepa_loss", "Loss", 100),
     float_metric("prediction_loss", "Prediction Loss", 101),
-    float_metric("anchor_loss", "Anchor KL (nats)", 102),
+    float_metric("anchor_loss", "Anchor Loss", 102),
     float_metric("anchor_weight", "Anchor Weight", 103),
     float_metric("variance_loss", "Variance Loss", 104),
     float_metric("covariance_loss", "Covariance Loss", 105),

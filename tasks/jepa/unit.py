@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from jepa_tok._fairseq2.speech_reader import SpeechBatch
 from jepa_tok.config import QuantizerConfig
+from jepa_tok.models.anchor import MelPosteriors
 from jepa_tok.models.fsq import FSQ
 from jepa_tok.models.jepa import Jepa, JepaOutput
 from jepa_tok.models.layers import sequence_mask
@@ -52,7 +53,7 @@ def _update_losses(bag: MetricBag, output: JepaOutput) -> None:
 
 def _drop_unused(values: MutableMapping[str, object], config: JepaConfig) -> None:
     """Takes out the losses that are always 0."""
-    if not config.anchor.clusters:
+    if not config.anchor.is_on:
         values.pop("anchor_loss", None)
     if not config.is_regularised:
         values.pop("variance_loss", None), values.pop("covariance_loss", None)
@@ -193,7 +194,7 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
         metric_bag.get("squared_deviation", Sum).update(((output.targets - mean).square() * scored).sum())
         # Latents of whole clips: what the tokenizer will be made of, not what is left under a mask.
         latents = self._base.encoder(batch.wave, batch.lengths).latents
-        if self._base.anchor is not None:
+        if isinstance(self._base.anchor, MelPosteriors):
             predicted = self._base.anchor.predict(latents).exp()  # [B, L, K]
             own = valid.repeat_interleave(self._base.config.anchor.subframes, dim=1)
             total = (predicted * own[..., None]).sum((0, 1))

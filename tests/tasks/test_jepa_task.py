@@ -14,6 +14,7 @@ import tasks  # noqa: F401  (preloads libsndfile)
 from jepa_tok._fairseq2.speech_reader import SpeechBatch
 from jepa_tok.audio import save_audio
 from jepa_tok.corpus.manifest import Utterance
+from jepa_tok.models.anchor import MelPosteriors
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.presets import jepa_config
 from tasks.augment import AugmentSection
@@ -91,7 +92,7 @@ def test_anchor_is_fitted_the_same_each_time(clips) -> None:
     anchors = []
     for _ in range(2):
         anchor = make_model().anchor
-        assert anchor is not None and not anchor.is_fitted
+        assert isinstance(anchor, MelPosteriors) and not anchor.is_fitted
         fit_anchor(anchor, clips, frames=150, seed=5)
         assert anchor.is_fitted
         anchors.append(anchor)
@@ -103,7 +104,7 @@ def test_anchor_is_fitted_the_same_each_time(clips) -> None:
 
 def test_anchor_without_enough_audio_is_refused(clips) -> None:
     anchor = make_model().anchor
-    assert anchor is not None
+    assert isinstance(anchor, MelPosteriors)
     with pytest.raises(RecipeError, match="clusters"):
         fit_anchor(anchor, clips, frames=5, seed=5)
     with pytest.raises(RecipeError, match="none of the training files"):
