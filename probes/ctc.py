@@ -1,24 +1,6 @@
-"""The CTC heads of the ASR probe: `linear`, one matrix from the digits of a frame and its neighbours to every slot's labels, and
-`bilstm` over the slots.
+"""Training and reading the CTC heads of the ASR probe (`heads.py`).
 
-    B clips   T frames   F features of a frame   G slots of a frame   V labels, the blank among them   P = T * G positions
-
-A frame lasts 400 ms and may hold several letters, so a head that emits one label a frame could not spell. Each frame
-therefore has G slots in a row, as many as it has tokens: 47.5 positions a second. Slot g of frame t has the logits
-
-    b_g + W_g · [x(t - c), ..., x(t), ..., x(t + c)]
-
-with x the one-hot digits of a frame: every slot sees all digits, and has weights of its own since it stands for its own
-part of the frame. W_g times one-hot digits is the sum of a label embedding for each digit, and b_g embeds the position in
-the frame; nothing in it is non-linear. (A head in which slot g saw token g alone would mistake the order of the packed
-groups for an order in time: all 19 tokens of a frame describe the same 400 ms.)
-
-`bilstm` gives each slot the sum of a label-free embedding of its frame's digits and one of its place in the frame, and runs two
-bidirectional LSTM layers over all slots. SpeechBrain's DASB (arXiv:2406.14294) has such a head for ASR; differences: there a layer has
-1024 units a direction, here LSTM_UNITS, for less data; there an attention over the codebooks weighs their embeddings, here they
-are added; there is a position a frame, here `slots` a frame, since ours are long; AdamW's rate falls by a cosine, not on plateaus.
-
-Inputs are centred and scaled by constants of the training part, an affine map that changes nothing of this.
+B clips   T frames   F inputs of a frame   D codes of a frame   G slots of a frame   V labels, the blank among them   P = T * G positions
 """
 
 from __future__ import annotations
@@ -32,11 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from probes.ctc_loss import ctc_loss
+from probes.features import OneHot
+from probes.heads import Head, make_head
 
 Rows = Sequence[int] | np.ndarray
 
-BLANK = 0
+BLANK = 0  # of `ctc_loss`, too
 
 GRIDS: dict[str, tuple[tuple[float, float], ...]] = {
     "linear": ((0.01, 0.3), (0.05, 0.3)),
@@ -44,88 +29,14 @@ GRIDS: dict[str, tuple[tuple[float, float], ...]] = {
 }
 """(learning rate, weight decay) pairs that are tried for each head; the one with the least character error rate on dev is kept."""
 
-LSTM_UNITS, LSTM_LAYERS, LSTM_DROPOUT = 256, 2, 0.2
-
 UPDATES = 50  # an epoch aims at this many batches, so that a small corpus is not trained on too few
 MOST_UPDATES = (
     1_000  # a large corpus is passed through fewer times: 15 passes of 10 hours take a core a quarter of an hour
 )
 LEAST_SECONDS, MOST_SECONDS = 8.0, 64.0  # of a batch, padding counted
 CONTEXT_SECONDS, MOST_INPUTS = 0.4, 20_000
+MOST_DENSE = 16  # values of a code on average, up to which a matrix product is the faster way
 MIN_SCALE = 0.05  # features that vary less than this are not blown up
-
-
-class Head(nn.Module):
-    """Frames [B, T, F] -> log-probabilities [P, B, V]; what the heads share."""
-
-    def __init__(self, mean: Tensor, scale: Tensor, slots: int) -> None:
-        super().__init__()
-        self.slots = slots
-        self.mean: Tensor
-        self.scale: Tensor
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
-
-    def scaled(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Frames centred and scaled; those outside a clip count as the mean frame."""
-        inside = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # [B, T]
-        return (x - self.mean) * self.scale * inside[..., None]
-
-
-class SlotHead(Head):
-    """The head `linear`: linear before the softmax."""
-
-    def __init__(self, mean: Tensor, scale: Tensor, slots: int, labels: int, context: int, seed: int) -> None:
-        super().__init__(mean, scale, slots)
-        self.labels, self.context = labels, context
-        self.map = nn.Linear((2 * context + 1) * len(mean), slots * labels)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            self.map.weight.normal_(0.0, 0.01, generator=generator)
-            self.map.bias.zero_()
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x [B, T, F], frames in each clip [B] -> [T * G, B, V]"""
-        padded = F.pad(self.scaled(x, lengths), (0, 0, self.context, self.context))
-        x = torch.cat([padded[:, i : i + x.shape[1]] for i in range(2 * self.context + 1)], dim=-1)
-        logits = self.map(x).unflatten(-1, (self.slots, self.labels)).flatten(1, 2)  # [B, T * G, V]
-        return logits.log_softmax(-1).transpose(0, 1)
-
-
-class LSTMHead(Head):
-    """The head `bilstm`."""
-
-    def __init__(self, mean: Tensor, scale: Tensor, slots: int, labels: int, seed: int) -> None:
-        super().__init__(mean, scale, slots)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            # The scale leaves a frame a length of one; LSTMs start best from units of about one.
-            self.embed = nn.Linear(len(mean), LSTM_UNITS)
-            nn.init.normal_(self.embed.weight)
-            self.place = nn.Parameter(torch.randn(slots, LSTM_UNITS))
-            self.lstm = nn.LSTM(
-                LSTM_UNITS, LSTM_UNITS, LSTM_LAYERS, batch_first=True, bidirectional=True, dropout=LSTM_DROPOUT
-            )
-            self.dropout = nn.Dropout(LSTM_DROPOUT)
-            self.map = nn.Linear(2 * LSTM_UNITS, labels)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x [B, T, F], frames in each clip [B] -> [T * G, B, V]; padding changes nothing."""
-        x = self.dropout(self.embed(self.scaled(x, lengths)))[:, :, None] + self.place  # [B, T, G, E]
-        steps = nn.utils.rnn.pack_padded_sequence(
-            x.flatten(1, 2), lengths.cpu() * self.slots, batch_first=True, enforce_sorted=False
-        )
-        y, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(steps)[0], batch_first=True)
-        return self.map(self.dropout(y)).log_softmax(-1).transpose(0, 1)
-
-
-def make_head(
-    kind: str, mean: Tensor, scale: Tensor, *, slots: int, labels: int, context: int, seed: int
-) -> SlotHead | LSTMHead:
-    """A head of GRIDS with first weights by `seed`; `context` is the linear head's."""
-    if kind == "bilstm":
-        return LSTMHead(mean, scale, slots, labels, seed)
-    return SlotHead(mean, scale, slots, labels, context, seed)
 
 
 @dataclass
@@ -134,7 +45,7 @@ class Clips:
 
     frames: list[np.ndarray]
     expand: Callable[[np.ndarray], np.ndarray]
-    """One clip's stored frames to float32 [T, F]."""
+    """One clip's stored frames to float32 [T, F]; `OneHot` where they are codes."""
 
     labels: list[list[int]]
     slots: int
@@ -145,9 +56,16 @@ class Clips:
         own = self.labels[i]
         return 0 < len(own) + sum(a == b for a, b in itertools.pairwise(own)) <= len(self.frames[i]) * self.slots
 
+    @property
+    def codes(self) -> OneHot | None:
+        """How codes are read that have so many values that a matrix product with their one-hot form would be of zeros mostly."""
+        own = self.expand
+        return own if isinstance(own, OneHot) and own.width > MOST_DENSE * len(own.radices) else None
+
     def batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Padded frames [B, T, F] and lengths [B] in frames."""
-        parts = [torch.from_numpy(self.expand(self.frames[i])) for i in rows]
+        """Padded frames and lengths [B] in frames: float32 [B, T, F], or where there are `codes`, columns int64 [B, T, D]."""
+        read = self.codes.columns if self.codes else self.expand
+        parts = [torch.from_numpy(read(self.frames[i])) for i in rows]
         return nn.utils.rnn.pad_sequence(parts, batch_first=True), torch.tensor([len(p) for p in parts])
 
     def batches(self, rows: Rows, most: float = MOST_SECONDS) -> list[list[int]]:
@@ -168,12 +86,17 @@ def default_context(clips: Clips) -> int:
 
 def moments(clips: Clips, rows: Rows) -> tuple[Tensor, Tensor]:
     """Mean and scale [F] of the frames of `rows`: centred, of like deviation, and of length about one as a whole."""
-    total, squares, count = 0.0, 0.0, 0
+    total, squares, count = np.zeros(1), np.zeros(1), 0
     for i in rows:
-        x = clips.expand(clips.frames[i]).astype(np.float64)
-        total, squares, count = total + x.sum(0), squares + (x * x).sum(0), count + len(x)
-    mean = np.asarray(total) / count
-    deviation = np.sqrt(np.maximum(np.asarray(squares) / count - mean**2, 0.0))
+        own = clips.frames[i]
+        if isinstance(clips.expand, OneHot):
+            once = np.bincount(clips.expand.columns(own).ravel(), minlength=clips.expand.width)
+            total, squares, count = total + once, squares + once, count + len(own)
+        else:
+            x = clips.expand(own).astype(np.float64)
+            total, squares, count = total + x.sum(0), squares + (x * x).sum(0), count + len(x)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
     scale = 1.0 / np.maximum(deviation, MIN_SCALE) / math.sqrt(len(mean))
     return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(scale.astype(np.float32))
 
@@ -200,7 +123,7 @@ def train(
     rows = [int(i) for i in train_rows if clips.fits(int(i))]
     checks = [int(i) for i in dev_rows if clips.fits(int(i))]
     head = make_head(kind, *moments(clips, rows), slots=clips.slots, labels=size, context=context, seed=seed).to(device)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=decay)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=decay, fused=True)
     share = sum(len(clips.frames[i]) for i in rows) / clips.frame_rate / UPDATES
     batches = clips.batches(rows, min(max(share, LEAST_SECONDS), MOST_SECONDS))
     epochs = min(epochs, max(1, MOST_UPDATES // len(batches)))
@@ -212,7 +135,7 @@ def train(
         for k in rng.permutation(len(batches)):
             for group in optimizer.param_groups:
                 group["lr"] = lr * 0.5 * (1.0 + math.cos(math.pi * step / steps))
-            loss = ctc_loss(head, clips, batches[k], device) / len(batches[k])
+            loss = loss_of(head, clips, batches[k], device) / len(batches[k])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(head.parameters(), 5.0)
@@ -225,23 +148,19 @@ def train(
     return head, best
 
 
-def ctc_loss(head: Head, clips: Clips, rows: Rows, device: str) -> Tensor:
+def loss_of(head: Head, clips: Clips, rows: Rows, device: str) -> Tensor:
     """Sum over `rows` of each clip's CTC loss divided by its number of labels."""
     x, lengths = clips.batch(rows)
-    target = torch.tensor([u for i in rows for u in clips.labels[i]])
-    sizes = torch.tensor([len(clips.labels[i]) for i in rows])
-    log_probs = head(x.to(device), lengths.to(device))
-    losses = F.ctc_loss(
-        log_probs, target.to(device), (lengths * clips.slots).to(device), sizes.to(device), BLANK, reduction="none"
-    )
-    return (losses / sizes.to(device)).sum()
+    targets = [clips.labels[i] for i in rows]
+    losses = ctc_loss(head(x.to(device), lengths.to(device)), targets, lengths * clips.slots)
+    return (losses / torch.tensor([len(own) for own in targets], device=device)).sum()
 
 
 @torch.no_grad()
 def evaluate(head: Head, clips: Clips, rows: Rows, device: str) -> float:
     """Mean CTC loss per label of `rows`."""
     head.eval()
-    total = sum(float(ctc_loss(head, clips, batch, device)) for batch in clips.batches(rows))
+    total = sum(float(loss_of(head, clips, batch, device)) for batch in clips.batches(rows))
     return total / max(len(rows), 1)
 
 

@@ -63,13 +63,13 @@ class View:
     meta: Meta
     note: str = ""
 
-    def expand(self, frames: np.ndarray) -> np.ndarray:
-        """Frames of a clip as the cache has them -> float32 [T, F] for a head over time: one-hot where they are codes."""
+    @property
+    def expand(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Makes float32 [T, F] for a head over time of a clip's frames as the cache has them: one-hot where they are codes."""
         if self.kind == "codes":
-            return features.one_hot(frames, self.meta.radices)
-        if self.kind == LOGMEL:
-            frames = frames[:, : MEL_SUBFRAMES * FRAME_FILTERS]
-        return np.array(frames, np.float32)  # a copy: the cache is read-only
+            return features.OneHot(self.meta.radices)
+        width = MEL_SUBFRAMES * FRAME_FILTERS if self.kind == LOGMEL else None
+        return lambda frames: np.array(frames[:, :width], np.float32)  # a copy: the cache is read-only
 
 
 class Entry(ABC):

@@ -6,6 +6,7 @@ N utterances   T frames   D dimensions   L levels   F features   M mel filters
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,12 +29,37 @@ def values_of(codes: np.ndarray, radices: Sequence[int]) -> np.ndarray:
     return ((2.0 * codes.astype(np.float32) + 1.0) / np.asarray(radices, dtype=np.float32) - 1.0).astype(np.float32)
 
 
+def columns_of(codes: np.ndarray, radices: Sequence[int]) -> np.ndarray:
+    """Codes [T, D] -> int64 [T, D]: the columns of the one-hot form, a block of them a dimension, that are 1."""
+    offsets = np.concatenate([[0], np.cumsum(radices)[:-1]]).astype(np.int64)
+    return codes.astype(np.int64) + offsets
+
+
 def one_hot(codes: np.ndarray, radices: Sequence[int]) -> np.ndarray:
     """Codes [T, D] -> float32 [T, sum of radices]: one 1 in the columns of each dimension."""
-    offsets = np.concatenate([[0], np.cumsum(radices)[:-1]])
     out = np.zeros((len(codes), int(sum(radices))), dtype=np.float32)
-    np.put_along_axis(out, codes.astype(np.int64) + offsets, 1.0, axis=1)
+    np.put_along_axis(out, columns_of(codes, radices), 1.0, axis=1)
     return out
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """How heads over time read codes."""
+
+    radices: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """F, the sum of the radices."""
+        return sum(self.radices)
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        """Codes [T, D] -> float32 [T, F]."""
+        return one_hot(codes, self.radices)
+
+    def columns(self, codes: np.ndarray) -> np.ndarray:
+        """Codes [T, D] -> int64 [T, D]: the columns that are 1."""
+        return columns_of(codes, self.radices)
 
 
 def pool_codes(
@@ -81,18 +107,12 @@ def _pairs(codes: np.ndarray, radices: Sequence[int]) -> tuple[np.ndarray, list[
     return codes[:-1].astype(np.int64) * base + codes[1:], [int(r) ** 2 for r in radices]
 
 
-def _columns(codes: np.ndarray, radices: Sequence[int]) -> np.ndarray:
-    """Which column of a histogram over all levels each code counts in: int64 [T * D]."""
-    offsets = np.concatenate([[0], np.cumsum(radices)[:-1]]).astype(np.int64)
-    return (codes.astype(np.int64) + offsets).ravel()
-
-
 def _share(codes: np.ndarray, radices: Sequence[int]) -> np.ndarray:
-    return np.bincount(_columns(codes, radices), minlength=sum(radices)) / max(1, len(codes))
+    return np.bincount(columns_of(codes, radices).ravel(), minlength=sum(radices)) / max(1, len(codes))
 
 
 def _share_sparse(codes: np.ndarray, radices: Sequence[int]) -> sparse.csr_array:
-    columns, counts = np.unique(_columns(codes, radices), return_counts=True)
+    columns, counts = np.unique(columns_of(codes, radices), return_counts=True)
     shape = (1, int(sum(radices)))
     share = (counts / max(1, len(codes))).astype(np.float32)
     return sparse.csr_array((share, columns, [0, len(columns)]), shape=shape)

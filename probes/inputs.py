@@ -36,7 +36,7 @@ class Source(Protocol):
         ...
 
     def frames(self, seed: int) -> tuple[list[np.ndarray], Callable[[np.ndarray], np.ndarray]]:
-        """N compact arrays of T frames each, and the function that makes float32 [T, F] of one."""
+        """N compact arrays of T frames each, and the function that makes float32 [T, F] of one: `features.OneHot` where they are codes."""
         ...
 
 
@@ -73,7 +73,7 @@ class Codes:
 
     def frames(self, seed: int) -> tuple[list[np.ndarray], Callable[[np.ndarray], np.ndarray]]:
         """Codes [T, D], and their one-hot form [T, sum of radices]."""
-        return self.by_seed(seed), lambda codes: features.one_hot(codes, self.radices)
+        return self.by_seed(seed), features.OneHot(tuple(self.radices))
 
 
 @dataclass

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from probes import ctc
 from probes.cli import main
 from probes.data import ProbeError
-from probes.features import one_hot
+from probes.features import OneHot
+from probes.heads import SlotHead, make_head
 from probes.text import Characters, SentencePieces, error_rates, normalise
 
 RADICES = (4,) * 6
@@ -26,11 +27,11 @@ def _clips(lengths: list[int], slots: int = 3) -> ctc.Clips:
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 4, (n, 6)).astype(np.uint16) for n in lengths]
     labels = [rng.integers(1, 5, n).tolist() for n in lengths]
-    return ctc.Clips(frames, lambda codes: one_hot(codes, RADICES), labels, slots)
+    return ctc.Clips(frames, OneHot(RADICES), labels, slots)
 
 
-def _head(context: int = 1) -> ctc.SlotHead:
-    head = ctc.SlotHead(torch.zeros(24), torch.ones(24), 3, 5, context, 0)
+def _head(context: int = 1) -> SlotHead:
+    head = SlotHead(torch.zeros(24), torch.ones(24), 3, 5, context, 0)
     torch.nn.init.normal_(head.map.weight)
     return head
 
@@ -48,7 +49,7 @@ def test_logits_add_up_over_digits() -> None:
     clips, head = _clips([1]), _head(context=0)
     x, lengths = clips.batch([0])
     digits = [4 * d + int(k) for d, k in enumerate(clips.frames[0][0])]
-    logits = (head.map.bias + sum(head.map.weight[:, c] for c in digits)).unflatten(0, (3, 5))
+    logits = (head.map.bias + sum(head.map.weight[0, c] for c in digits)).unflatten(0, (3, 5))
     assert torch.allclose(head(x, lengths)[:, 0], logits.log_softmax(-1), atol=1e-5)
 
 
@@ -94,7 +95,7 @@ def test_batches_hold_every_clip_once() -> None:
 def test_linear_heads_see_as_long(radices: tuple[int, ...], frame_rate: float, context: int) -> None:
     """400 ms on each side whatever a frame's length, unless codebooks are too large for that."""
     frames = [np.zeros((3, len(radices)), np.uint16)]
-    clips = ctc.Clips(frames, lambda codes: one_hot(codes, radices), [[1]], 1, frame_rate)
+    clips = ctc.Clips(frames, OneHot(radices), [[1]], 1, frame_rate)
     assert ctc.default_context(clips) == context
 
 
@@ -108,6 +109,37 @@ def test_a_large_corpus_is_passed_through_fewer_times(monkeypatch: pytest.Monkey
         monkeypatch.setattr(ctc, "MOST_UPDATES", most)
         ctc.train(clips, range(40), range(40), **options)
         assert len(steps) == 8 * passes
+
+
+@pytest.mark.parametrize("kind", ["linear", "bilstm"])
+def test_rows_of_a_table_stand_for_products_with_one_hot_codes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large codebooks are read by index: the same logits and the same gradients, at the ends of clips too."""
+    clips = _clips([2, 5, 3])
+    mean, scale = ctc.moments(clips, range(3))
+    x, lengths = clips.batch(range(3))
+    monkeypatch.setattr(ctc, "MOST_DENSE", 1)
+    columns, _ = clips.batch(range(3))
+    assert (x.dtype, list(x.shape), columns.dtype, list(columns.shape)) == (
+        torch.float32,
+        [3, 5, 24],
+        torch.int64,
+        [3, 5, 6],
+    )
+    found = []
+    for inputs in (x, columns):
+        head = make_head(kind, mean, scale, slots=3, labels=5, context=2, seed=0).eval()
+        y = head(inputs, lengths)
+        (y[:, 1] * torch.randn(y[:, 1].shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+        found.append([y, *(p.grad for p in head.parameters())])
+    for dense, sparse in zip(*found, strict=True):
+        assert torch.allclose(dense, sparse, atol=1e-4) and dense.abs().max() > 1e-3
+
+
+def test_moments_of_codes_are_those_of_their_one_hot_form() -> None:
+    clips = _clips([4, 7, 2])
+    counted = ctc.moments(clips, [0, 2])
+    summed = ctc.moments(ctc.Clips(clips.frames, lambda x: OneHot(RADICES)(x), clips.labels, 3), [0, 2])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(counted, summed, strict=True))
 
 
 def test_text() -> None:

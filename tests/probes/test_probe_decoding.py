@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes import ctc, decoding
+from probes import ctc, decoding, heads
 from probes.data import ProbeError
 from probes.decoding import Search, make_decoder
 from probes.text import Characters, SentencePieces
@@ -107,8 +107,8 @@ def test_what_beams_need_is_told(tmp_path: Path, beam: None) -> None:
         decoding.check("greedy", str(broken))
 
 
-def _lstm(slots: int = 3) -> ctc.LSTMHead:
-    return ctc.LSTMHead(torch.zeros(4), torch.ones(4), slots, 5, 0).eval()
+def _lstm(slots: int = 3) -> heads.LSTMHead:
+    return heads.LSTMHead(torch.zeros(4), torch.ones(4), slots, 5, 0).eval()
 
 
 def test_lstm_does_not_see_padding() -> None:
@@ -122,7 +122,7 @@ def test_lstm_does_not_see_padding() -> None:
 
 def test_lstm_learns_what_no_single_frame_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     """The label of a clip is in its first frame and is to be said in its last, far out of a linear head's context."""
-    monkeypatch.setattr(ctc, "LSTM_UNITS", 24)
+    monkeypatch.setattr(heads, "LSTM_UNITS", 24)
     rng = np.random.default_rng(0)
     frames = [np.eye(4, dtype=np.float32)[[k % 2, *rng.integers(2, 4, 6)]] for k in range(40)]
     clips = ctc.Clips(frames, lambda x: x, [[3, 1 + k % 2] for k in range(40)], 1)
