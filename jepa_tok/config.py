@@ -12,9 +12,11 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from jepa_tok.errors import ConfigError
+
+Gate = Literal["daam", "sigmoid", "squeeze-excite", "static"]
 
 
 def _check_lookback(name: str, seconds: float) -> None:
@@ -63,7 +65,10 @@ class EncoderConfig:
     """Width of a `convnext` block's pointwise pair, as a multiple of its channels."""
 
     daam: bool = True
-    """Whether a Density Adaptive Attention gate closes each stage."""
+    """Whether a gate closes each stage: Density Adaptive Attention, or what `gate` names."""
+
+    gate: Gate = "daam"
+    """Which: `daam` (paper), or one of about its size for comparison (`models/gates.py`)."""
 
     num_gaussians: int = 4
     """Gaussians of each gate (K)."""
@@ -116,6 +121,12 @@ class EncoderConfig:
                 raise ConfigError(
                     f"encoder `{name}` must have {n} entries, one a stage, but has {len(getattr(self, name))} instead."
                 )
+        if self.gate not in get_args(Gate):
+            raise ConfigError(
+                f"encoder `gate` must be one of {', '.join(get_args(Gate))}, but is '{self.gate}' instead."
+            )
+        if self.causal and self.daam and self.gate == "squeeze-excite":
+            raise ConfigError("encoder `gate` must hear no clip's end where `causal` is true, but is `squeeze-excite` instead.")  # fmt: skip
         if self.causal and self.conformer_norm != "step":
             raise ConfigError(
                 f"encoder `conformer_norm` must be `step` where `causal` is true, but is `{self.conformer_norm}` instead "

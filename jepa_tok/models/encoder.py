@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from jepa_tok.config import EncoderConfig
 from jepa_tok.models.causal import StreamState, context_steps, look_back
 from jepa_tok.models.conformer import ConformerBlock
-from jepa_tok.models.daam import DaamGate
+from jepa_tok.models.gates import make_gate
 from jepa_tok.models.layers import (
     ChannelNorm,
     ConvNeXtBlock,
@@ -115,7 +115,7 @@ class StridedConv(nn.Conv1d):
 
 
 class EncoderStage(nn.Module):
-    """Strided conv, SnakeBeta, residual blocks, DAAM gate, Conformers."""
+    """Strided conv, SnakeBeta, residual blocks, gate, Conformers."""
 
     def __init__(self, config: EncoderConfig, index: int) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class EncoderStage(nn.Module):
             else ConvNeXtBlock(channels, config.expansion, causal=config.causal)
             for i in range(config.blocks[index])
         )
-        self.gate = DaamGate(channels, config.num_gaussians, context) if config.daam else None
+        self.gate = make_gate(config, channels, context)
         self.conformers = nn.ModuleList(
             ConformerBlock(
                 channels,
@@ -158,7 +158,7 @@ class EncoderStage(nn.Module):
         :param x: [B, C, L]; with a `basis` [C, R] its factor [B, R, L] (`StridedConv`; first stage only, which has no norm).
         :param mask_in: Bool [B, L] of the input's own steps; None if all are.
         :param mask: Bool [B, L'] of the output's own steps, L' = ceil(L / s).
-        :returns: [B, C', L'] and the gate [B, L'] (None without DAAM).
+        :returns: [B, C', L'] and DAAM's density [B, L'] (None with another gate or none).
         """
         x = self.snake(self.conv(apply_mask(self.norm(x), mask_in), state, basis))
         for block in self.blocks:

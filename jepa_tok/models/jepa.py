@@ -58,6 +58,15 @@ class JepaOutput:
     frame_lengths: Tensor
     """Frames of each clip [B]."""
 
+    def prediction_errors(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each clip [B], over its frames under `mask` [B, T]: squared error of the prediction, and of the clip's mean target."""
+        valid = sequence_mask(self.frame_lengths, mask.shape[1])
+        scored = (mask & valid)[..., None]
+        count = valid.sum(1).clamp_min(1)[:, None, None]
+        mean = (self.targets * valid[..., None]).sum(1, keepdim=True) / count  # [B, 1, D]
+        error, deviation = (self.predictions - self.targets).square(), (self.targets - mean).square()
+        return (error * scored).sum((1, 2)), (deviation * scored).sum((1, 2))
+
 
 class Predictor(nn.Module):
     """1x1 up, GELU, Conformer, then (1x1, GELU, Conformer) for each further layer, 1x1 down."""

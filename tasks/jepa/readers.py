@@ -39,6 +39,33 @@ def subframe_mels(config: EncoderConfig) -> LogMel:
     return LogMel(config.sample_rate, config.n_fft, config.hop // parts, N_MELS)
 
 
+def ridge_errors(
+    fit: Sequence[Tensor], fit_mels: Sequence[Tensor], score: Sequence[Tensor], score_mels: Sequence[Tensor]
+) -> list[tuple[float, float]] | None:
+    """Error of a ridge from z to the log-mels of the frame's sub-frames.
+
+    :param fit: z [T, D] of each clip that it is fitted on, with its `fit_mels` [T, P * M].
+    :param score: z of each clip that it is scored on, with its `score_mels`.
+    :returns: Of each scored clip the squared error and the squared deviation from the mean of all scored frames, summed over
+        frames and P * M; None where either side has fewer than two frames.
+    """
+    from sklearn.linear_model import RidgeCV
+
+    if min(sum(map(len, clips)) for clips in (fit, score)) < 2:
+        return None
+    z, y, new_mean = _join(fit), _join(fit_mels), _join(score_mels).mean(0)
+    mean, scale = z.mean(0), z.std(0) + 1e-8
+    ridge = RidgeCV(PENALTIES).fit((z - mean) / scale, y)
+    found = []
+    for z_new, y_new in zip(score, score_mels):
+        if len(z_new):
+            error = np.square(ridge.predict((_join([z_new]) - mean) / scale) - _join([y_new])).sum()
+            found.append((float(error), float(np.square(_join([y_new]) - new_mean).sum())))
+        else:
+            found.append((0.0, 0.0))
+    return found
+
+
 def mel_r2(latents: Sequence[Tensor], mels: Sequence[Tensor]) -> float | None:
     """R2 of a ridge from z to the log-mels of the frame's sub-frames, fitted on every other clip, scored on the rest.
 
@@ -47,16 +74,23 @@ def mel_r2(latents: Sequence[Tensor], mels: Sequence[Tensor]) -> float | None:
     :returns: One minus the squared error over the squared deviation from the mean, summed over P * M; None where a half has
         fewer than two frames.
     """
-    from sklearn.linear_model import RidgeCV
-
-    halves = [(_join(latents[i::2]), _join(mels[i::2])) for i in range(2)]
-    if min(len(z) for z, _ in halves) < 2:
+    found = ridge_errors(latents[::2], mels[::2], latents[1::2], mels[1::2])
+    if found is None:
         return None
-    (z, y), (z_new, y_new) = halves
-    mean, scale = z.mean(0), z.std(0) + 1e-8
-    ridge = RidgeCV(PENALTIES).fit((z - mean) / scale, y)
-    error = np.square(ridge.predict((z_new - mean) / scale) - y_new).sum()
-    return float(1.0 - error / max(float(np.square(y_new - y_new.mean(0)).sum()), 1e-12))
+    error, deviation = (sum(column) for column in zip(*found))
+    return 1.0 - error / max(deviation, 1e-12)
+
+
+def label_hits(
+    fit: Sequence[Tensor], fit_labels: Sequence[str], score: Sequence[Tensor], score_labels: Sequence[str]
+) -> list[bool]:
+    """Whether a logistic regression from a clip's mean z, fitted on the clips `fit` [T, D], names the label of each of `score`."""
+    from sklearn.linear_model import LogisticRegression
+
+    x, x_new = (np.stack([_pooled(z) for z in clips]) for clips in (fit, score))
+    mean, scale = x.mean(0), x.std(0) + 1e-8
+    reader = LogisticRegression(max_iter=200).fit((x - mean) / scale, list(fit_labels))
+    return [str(a) == b for a, b in zip(reader.predict((x_new - mean) / scale), score_labels)]
 
 
 def speaker_accuracy(latents: Sequence[Tensor], speakers: Sequence[str | None]) -> tuple[float, float] | None:
@@ -65,8 +99,6 @@ def speaker_accuracy(latents: Sequence[Tensor], speakers: Sequence[str | None]) 
     Fitted on every other clip of each speaker and scored on the rest; speakers with a single clip are left out. None where
     fewer than two speakers are left.
     """
-    from sklearn.linear_model import LogisticRegression
-
     clips: dict[str, list[int]] = defaultdict(list)
     for i, speaker in enumerate(speakers):
         if speaker is not None and len(latents[i]):
@@ -74,18 +106,19 @@ def speaker_accuracy(latents: Sequence[Tensor], speakers: Sequence[str | None]) 
     groups = {speaker: own for speaker, own in clips.items() if len(own) > 1}
     if len(groups) < 2:
         return None
-    pooled = np.stack([_join([z]).mean(0) if len(z) else np.zeros(z.shape[1]) for z in latents])
     fit, score = ([(i, speaker) for speaker, own in groups.items() for i in own[half::2]] for half in range(2))
-    x = pooled[[i for i, _ in fit]]
-    mean, scale = x.mean(0), x.std(0) + 1e-8
-    reader = LogisticRegression(max_iter=200).fit((x - mean) / scale, [speaker for _, speaker in fit])
-    truth = np.array([speaker for _, speaker in score])
-    found = reader.predict((pooled[[i for i, _ in score]] - mean) / scale)
-    return float((found == truth).mean()), float(np.unique(truth, return_counts=True)[1].max() / len(truth))
+    sides = [([latents[i] for i, _ in side], [speaker for _, speaker in side]) for side in (fit, score)]
+    hits = label_hits(*sides[0], *sides[1])
+    truth = [speaker for _, speaker in score]
+    return sum(hits) / len(hits), max(map(truth.count, set(truth))) / len(truth)
 
 
 def _join(parts: Sequence[Tensor]) -> np.ndarray:
     return torch.cat(list(parts)).double().numpy() if parts else np.zeros((0, 0))
+
+
+def _pooled(z: Tensor) -> np.ndarray:
+    return _join([z]).mean(0) if len(z) else np.zeros(z.shape[1])
 
 
 @dataclass

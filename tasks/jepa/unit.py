@@ -187,11 +187,9 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
         _update_losses(metric_bag, output)
         metric_bag.get("num_examples", Sum).update(len(batch.ids))
         valid = sequence_mask(output.frame_lengths, mask.shape[1])
-        scored = (mask & valid)[..., None]
-        count = valid.sum(1).clamp_min(1)[:, None, None]
-        mean = (output.targets * valid[..., None]).sum(1, keepdim=True) / count  # [B, 1, D]
-        metric_bag.get("squared_error", Sum).update(((output.predictions - output.targets).square() * scored).sum())
-        metric_bag.get("squared_deviation", Sum).update(((output.targets - mean).square() * scored).sum())
+        error, deviation = output.prediction_errors(mask)
+        metric_bag.get("squared_error", Sum).update(error.sum())
+        metric_bag.get("squared_deviation", Sum).update(deviation.sum())
         # Latents of whole clips: what the tokenizer will be made of, not what is left under a mask.
         latents = self._base.encoder(batch.wave, batch.lengths).latents
         if isinstance(self._base.anchor, MelPosteriors):
