@@ -11,6 +11,7 @@ polyphase filter bank, as in torchaudio, needs gigabytes for rates such as 44,09
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import itertools
 import os
@@ -39,6 +40,9 @@ BLOCK = 2**19
 
 MAX_WAV = 2**32 - 2**10
 """Bytes of samples that a .wav file holds at most."""
+
+_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of the process that reads, not of the file: it would be wrong to skip that as a bad one."""
 
 _FULL_SCALE = {torch.int8: 2.0**7, torch.int16: 2.0**15, torch.int32: 2.0**31}
 
@@ -74,9 +78,20 @@ class AudioFile:
 
     def __iter__(self) -> Iterator[Tensor]:
         """Blocks of mono float32 [s] at `sample_rate`."""
+        resampler: Resampler | None = None
+        taken = 0
+        for rate, samples in self._read():
+            resampler = resampler or Resampler(rate, self.sample_rate)
+            yield resampler.push(mix_down(samples.T, f"'{self.name}'", taken))
+            taken += len(samples)
+        if resampler is not None:
+            yield resampler.finish()
+
+    def _read(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The file's rate and its blocks of float32 [s, C]."""
         if self.source is self.name:
             _check_file(self.name)
-        try:
+        try:  # nothing but reading: what fails in mixing and resampling is no fault of the file
             with contextlib.ExitStack() as stack:
                 raw = stack.enter_context(open(self.name, "rb")) if self.source is self.name else self.source
                 check_ogg(raw, self.name)
@@ -88,17 +103,14 @@ class AudioFile:
                     file = stack.enter_context(soundfile.SoundFile(raw if is_told else Endless(raw)))
                 rate = check_rate(file.samplerate, f"'{self.name}'")
                 check_sizes(file, self.name)
-                resampler = Resampler(rate, self.sample_rate)
-                taken = 0
-                for samples in self._read(file, raw, rate, is_told):
-                    yield resampler.push(mix_down(samples.T, f"'{self.name}'", taken))
-                    taken += len(samples)
-                yield resampler.finish()
+                yield from ((rate, samples) for samples in self._blocks(file, raw, rate, is_told))
         except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
+            if getattr(error, "errno", None) in _OURS:
+                raise
             reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
             raise AudioError(f"'{self.name}' must be audio that libsndfile reads, but is not: {reason}.") from None
 
-    def _read(self, file: soundfile.SoundFile, raw: BinaryIO, rate: int, is_told: bool) -> Iterator[np.ndarray]:
+    def _blocks(self, file: soundfile.SoundFile, raw: BinaryIO, rate: int, is_told: bool) -> Iterator[np.ndarray]:
         """Blocks of float32 [s, C]; `is_told` is whether the file's length is, and not estimated."""
         first, last = _part(self.start, self.end, rate, file.frames, self.name)
         file.seek(first)
@@ -329,6 +341,8 @@ def _check_file(path: str) -> None:
     except IsADirectoryError:
         raise AudioError(f"'{path}' must be an audio file, but is a folder instead.") from None
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in _OURS:
+            raise
         raise AudioError(
             f"'{path}' must be an audio file, but cannot be opened: {getattr(error, 'strerror', error)}."
         ) from None

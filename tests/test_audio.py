@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_tok.audio import load_audio, prepare_wave, resample, save_audio
+from jepa_tok.audio import Resampler, load_audio, prepare_wave, resample, save_audio
 from jepa_tok.errors import AudioError
 
 
@@ -226,6 +227,24 @@ def test_refused_files(tmp_path):
     assert refused(tmp_path / "slow.wav") == "must have a sample rate from 4000 to 192000 Hz, but it is 3000 instead."
     with pytest.raises(AudioError, match="`path` must be a path"):
         load_audio(3)
+
+
+def test_faults_that_are_not_the_file_s_are_told_as_such(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", np.zeros(100), 16_000)
+
+    def no_memory(*_):
+        raise RuntimeError("not enough memory")
+
+    def no_descriptors(*_):
+        raise OSError(errno.EMFILE, "Too many open files", "a.wav")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Resampler, "push", no_memory)
+        with pytest.raises(RuntimeError, match="not enough memory"):
+            load_audio(tmp_path / "a.wav")
+    monkeypatch.setattr("builtins.open", no_descriptors)
+    with pytest.raises(OSError, match="Too many open files"):
+        load_audio(tmp_path / "a.wav")
 
 
 @pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -170,15 +172,27 @@ def test_paths_must_not_be_empty(jepa_tok, folder, clips, tmp_path, monkeypatch)
         ("decode", "", "x"),
         ("decode", "x", ""),
         ("resynth", clips[0], ""),
+        ("tokenize", "", "x"),
+        ("tokenize", "x", ""),
+        ("verify", "", "--source", "x"),
+        ("verify", "x", "--source", ""),
     ):
         assert_error(jepa_tok(*arguments, "--tokenizer", folder), "must not be empty")
     for arguments in (
         ("vocabulary", "tiny", ""),
+        ("vocabulary", "", "x"),
+        ("tokenize", "x", "y", "--tokenizer", ""),
         ("export", "", "x", "--to", "bin"),
         ("export", "x", "", "--to", "bin"),
     ):
         assert_error(jepa_tok(*arguments), "must not be empty")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.wav", "b.flac"]
+
+
+def test_paths_must_be_utf8(jepa_tok, folder, clips, tmp_path):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    for arguments in (("tokenize", clips[0], odd), ("verify", odd), ("encode", odd, "-o", "x"), ("decode", "x", odd)):
+        assert_error(jepa_tok(*arguments, "--tokenizer", folder), "must be UTF-8", r"\xff")
 
 
 def test_encode_says_what_to_do_where_it_cannot_write(jepa_tok, folder, clips, tmp_path, monkeypatch):

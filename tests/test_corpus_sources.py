@@ -129,6 +129,9 @@ def test_braces_name_shards(tmp_path):
     for bad in ("s-{a,b}.tar", "s-{3..1}.tar", "s-{1..2.tar"):
         with pytest.raises(CorpusError, match="range of numbers"):
             read_corpus(tmp_path / bad)
+    for many in ("s-{0..999999999}.tar", "s-{0..999}{0..999}.tar"):
+        with pytest.raises(CorpusError, match="at most 100000 names"):
+            read_corpus(tmp_path / many)
 
 
 # Kaldi ----------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,13 @@ def test_long_clips_are_read_while_they_are_encoded(tmp_path, monkeypatch):
     assert [12_000, 24_000] in stub.calls and [36_000] in stub.calls  # long clips never share a call
 
 
+def test_there_are_no_more_readers_than_clips(tmp_path, monkeypatch):
+    begun, start = [], threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (begun.append(thread), start(thread))[1])
+    assert len(list(encode_utterances(clips(tmp_path, [0.1, 0.1]), Stub(), workers=10_000))) == 2
+    assert len(begun) == 2
+
+
 def test_no_more_is_held_than_the_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(encode_module, "READ_AHEAD", 2.0)
     rows = clips(tmp_path, [0.5] * 40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -77,6 +78,23 @@ def test_a_finished_corpus_is_left_alone(whole, tmp_path):
     again = Counter()
     assert tokenize_corpus(manifest, tmp_path, again, rows_per_shard=2, command="other") == first
     assert again.batches == [] and first.command == "mine"
+
+
+def test_a_finished_corpus_may_be_moved(whole, tmp_path):
+    manifest, _, _ = whole
+    first = tokenize_corpus(manifest, tmp_path / "a", Counter(), rows_per_shard=2)
+    (tmp_path / "a").rename(tmp_path / "b")
+    again = tokenize_corpus(manifest, tmp_path / "b", Counter(), rows_per_shard=2)
+    assert again == dataclasses.replace(first, out=str(tmp_path / "b")), "where it is now, not where it was made"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+@pytest.mark.parametrize("place", ["file/x", "dangling", "n" * 300])
+def test_a_place_that_cannot_be_is_one_error(whole, tmp_path, place):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CorpusError, match=r"cannot be written: .*; mend that"):
+        tokenize_corpus(whole[0], tmp_path / place, Counter())
 
 
 def test_a_lost_shard_is_made_again(whole, tmp_path):

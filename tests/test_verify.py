@@ -159,11 +159,33 @@ def test_a_corpus_json_without_counts(corpus):
     state = {"format": "jepa-tok-corpus/1", "state": "done", "num_shards": 3}
     (corpus / "corpus.json").write_text(json.dumps(state))
     assert_failed(verify_tokens(corpus), "totals", "`hours` must be")
-    for text in ("{", "[]", "{}", "null", "7", "[" * 100_000, json.dumps(state | {"shards": [1]}), '{"format": []}'):
+    assert_failed(verify_tokens(corpus), "state", "`shards` must name all")
+    for text in (
+        "{",
+        "[]",
+        "{}",
+        "null",
+        "7",
+        "[" * 100_000,
+        json.dumps(state | {"shards": [1]}),
+        json.dumps(state | {"shards": None}),
+        json.dumps(state | {"shards": []}),
+        json.dumps(state | {"num_shards": True}),
+        '{"format": []}',
+    ):
         (corpus / "corpus.json").write_text(text)
         for use in (verify_tokens, find_shards):
             with pytest.raises(CorpusError, match=r"^[^\n]*corpus\.json: [^\n]*$"):
                 use(corpus)
+
+
+def test_any_number_of_shards_may_be_promised(corpus):
+    edit_state(corpus, state="running", num_shards=10**12, shards=[])
+    with pytest.raises(CorpusError, match="`shards` are 0 of"):
+        verify_tokens(corpus)
+    state = {"format": "jepa-tok-corpus/1", "state": "running", "num_shards": 10**12}
+    (corpus / "corpus.json").write_text(json.dumps(state))
+    assert_failed(verify_tokens(corpus), "shards", f"shard 3 of {10**12} must be there")
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])

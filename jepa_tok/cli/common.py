@@ -26,7 +26,7 @@ def add_tokenizer_options(parser: argparse.ArgumentParser, required: bool = True
     """--tokenizer, --random-init, --seed, --device."""
     group = parser.add_argument_group("tokenizer")
     group.add_argument(
-        "--tokenizer", metavar="NAME_OR_FOLDER", required=required, help="a folder that save_pretrained wrote, or the name of a packaged one"
+        "--tokenizer", metavar="NAME_OR_FOLDER", type=place, required=required, help="a folder that save_pretrained wrote, or the name of a packaged one"
     )  # fmt: skip
     group.add_argument(
         "--random-init", action="store_true", help=f"for trials: take --tokenizer as a preset ({', '.join(PRESETS)}) with untrained weights"
@@ -50,9 +50,15 @@ def add_batch_option(parser: argparse.ArgumentParser) -> None:
 
 
 def place(text: str) -> str:
-    """An argparse type: a path or a URL, which '' is not, though `Path` takes it for the working folder."""
+    """An argparse type: a path or a URL, which '' is not, though `Path` takes it for the working folder.
+
+    Nor is what is not UTF-8: corpus.json and messages could not hold it.
+    """
     if not text:
         raise argparse.ArgumentTypeError("a path must not be empty")
+    if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        raise argparse.ArgumentTypeError(f"a path must be UTF-8, but is '{shown}' instead; rename it")
     return text
 
 

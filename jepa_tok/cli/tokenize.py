@@ -6,7 +6,15 @@ import argparse
 import logging
 from typing import TYPE_CHECKING, Any
 
-from jepa_tok.cli.common import add_batch_option, add_tokenizer_options, complain, duration, load_tokenizer, positive
+from jepa_tok.cli.common import (
+    add_batch_option,
+    add_tokenizer_options,
+    complain,
+    duration,
+    load_tokenizer,
+    place,
+    positive,
+)
 
 if TYPE_CHECKING:
     from jepa_tok.corpus import TokenizeSummary
@@ -26,11 +34,11 @@ def add_parser(verbs: Any) -> None:
         epilog="example: jepa-tok tokenize corpus.jsonl tokens --where split=train --tokenizer my_tokenizer",
     )
     parser.add_argument(
-        "source", metavar="SRC",
+        "source", metavar="SRC", type=place,
         help="a .jsonl or .tsv manifest, a Kaldi data folder, a folder of audio, .parquet with audio in it, or .tar shards; "
         "may be a URL (s3://..., hf://...)",
     )  # fmt: skip
-    parser.add_argument("out", metavar="OUT", help="folder for the shards; may be a URL")
+    parser.add_argument("out", metavar="OUT", type=place, help="folder for the shards; may be a URL")
     parser.add_argument("--split", metavar="NAME", help="short for --where split=NAME")
     parser.add_argument(
         "--where", metavar="COLUMN=VALUE", action="append",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from jepa_tok.cli.common import add_tokenizer_options, complain, load_tokenizer, positive
+from jepa_tok.cli.common import add_tokenizer_options, complain, load_tokenizer, place, positive
 
 SHOWN = 20
 """Failures that are told; the rest are counted."""
@@ -20,8 +20,12 @@ def add_parser(verbs: Any) -> None:
         "export; with --tokenizer and --source, encodes a sample again. Writes nothing. Exit status: 0 sound, 1 not, 2 an error.",
         epilog="example: jepa-tok verify tokens --tokenizer my_tokenizer --source corpus.jsonl",
     )
-    parser.add_argument("tokens", metavar="TOKENS", help="a tokenized corpus, shards, or an exported folder")
-    parser.add_argument("--source", metavar="SRC", help="what was tokenized: a manifest, a Kaldi data folder, ...")
+    parser.add_argument(
+        "tokens", metavar="TOKENS", type=place, help="a tokenized corpus, shards, or an exported folder"
+    )
+    parser.add_argument(
+        "--source", metavar="SRC", type=place, help="what was tokenized: a manifest, a Kaldi data folder, ..."
+    )
     parser.add_argument("--split", metavar="NAME", help="as it was tokenized with")
     parser.add_argument("--where", metavar="COLUMN=VALUE", action="append", help="as it was tokenized with")
     parser.add_argument(

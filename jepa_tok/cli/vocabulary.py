@@ -19,7 +19,10 @@ def add_parser(verbs: Any) -> None:
         epilog="example: jepa-tok vocabulary my_tokenizer hf_tokenizer",
     )
     parser.add_argument(
-        "target", metavar="TARGET", help="tokens in any format, or a tokenizer: a folder, a packaged name or a preset"
+        "target",
+        metavar="TARGET",
+        type=place,
+        help="tokens in any format, or a tokenizer: a folder, a packaged name or a preset",
     )
     parser.add_argument("out", metavar="OUT", type=place, help="folder")
     parser.set_defaults(run=run)

@@ -107,7 +107,7 @@ class _Reader:
         self._held: dict[int, int] = {}  # samples of each clip that is ready or being read
         self._total = 0  # of them all
         self._closed = False
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(workers, len(utterances)))]
 
     def __enter__(self) -> _Reader:
         try:

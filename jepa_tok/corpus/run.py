@@ -53,6 +53,14 @@ log = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped.jsonl"
 
+DECIDING = {
+    "hash": "tokenizer (`hash`)",
+    "corpus": "list of utterances (`corpus`, a digest)",
+    "rows_per_shard": "`rows_per_shard`",
+    "batch_seconds": "`batch_seconds`",
+}
+"""Entries of corpus.json that decide a shard's bytes, and what they are called in messages."""
+
 
 @dataclass(frozen=True)
 class TokenizeSummary:
@@ -141,9 +149,10 @@ class CorpusRun:
 
         Damaged shards are moved aside, with a warning in the log for each.
         """
-        if self.out.exists() and not self.out.is_dir():
-            raise CorpusError(f"{self.out}: the output must be a folder, but is a file.")
-        self.out.mkdir(parents=True, exist_ok=True)
+        with writing(self.out):
+            if self.out.exists() and not self.out.is_dir():
+                raise CorpusError(f"{self.out}: the output must be a folder, but is a file.")
+            self.out.mkdir(parents=True, exist_ok=True)
         if not is_url(self.out):
             busy = f"{self.out}: another process is tokenizing into this folder; wait for it or end it."
             self._lock = lock_folder(self.out, busy)
@@ -161,14 +170,15 @@ class CorpusRun:
             for key, value in given.items():
                 if state.get(key, "not told") != value:
                     raise CorpusError(
-                        f"{self.out}: the folder's `{key}` must be {value} to go on, but is {state.get(key, 'not told')}; "
-                        "take another output folder, or overwrite this one."
+                        f"{self.out}: the folder must go on with the {DECIDING[key]} that it was begun with, "
+                        f"{state.get(key, 'not told')}, but is given {value}; give the same, or another output folder, or "
+                        "--overwrite this one."
                     )
             done = state["state"] == "done"
         elif any(self.out.glob("tokens-*.parquet")):
             raise CorpusError(
                 f"{self.out}: the folder holds token shards but no {CORPUS_FILE} that says of what; "
-                "take another output folder, or overwrite this one."
+                "take another output folder, or --overwrite this one."
             )
         self._put_damaged_aside()
         if self.pending() or not done:
@@ -282,7 +292,7 @@ class CorpusRun:
                 )
 
     def _fingerprint(self) -> dict[str, Any]:
-        # All that decides a shard's bytes; a folder goes on only with the same.
+        # What DECIDING names; a folder goes on only with the same.
         return {
             "hash": self.metadata.hash,
             "corpus": self.digest,
@@ -332,10 +342,12 @@ class CorpusRun:
             or not all(name in state for name in names)
             or state["refused"] != refused
             or [shard["file"] for shard in state.get("shards", [])] != files
+            or state["num_shards"] != self.num_shards
             or not (self.out / SKIPPED_FILE).exists()
         ):
             return None
-        return TokenizeSummary(**{name: state[name] for name in names})
+        # The folder may have been moved since.
+        return TokenizeSummary(**{name: state[name] for name in names} | {"out": str(self.out)})
 
     def _clear(self) -> None:
         for path in [*list_shards(self.out).values(), self.out / SKIPPED_FILE, self.out / CORPUS_FILE]:

@@ -259,12 +259,15 @@ def read_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise CorpusError(f"{path}: the format must be {CORPUS_FORMAT}, but is {state['format']} instead.")
     rules = {
         "state": lambda value: value in ("running", "done"),
-        "num_shards": lambda value: isinstance(value, int) and value >= 0,
-        "shards": lambda value: value is None or (isinstance(value, list) and all(map(_is_listed, value))),
+        "num_shards": lambda value: type(value) is int and value >= 0,
+        # One that is running has none yet.
+        "shards": lambda value: "shards" not in state or (isinstance(value, list) and all(map(_is_listed, value))),
     }
     for key, holds in rules.items():
         if not holds(state.get(key)):
             raise CorpusError(f"{broken}its `{key}` is {str(state.get(key))[:60]}; {mend}.")
+    if "shards" in state and len(state["shards"]) != state["num_shards"]:
+        raise CorpusError(f"{broken}its `shards` are {len(state['shards'])} of {state['num_shards']}; {mend}.")
     return state
 
 

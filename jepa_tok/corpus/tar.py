@@ -40,6 +40,9 @@ from jepa_tok.corpus.utterance import (
 from jepa_tok.errors import CorpusError
 from jepa_tok.files import is_url
 
+MAX_NAMES = 100_000
+"""Shards that braces may stand for; every one must be there, so that more is a slip of the finger."""
+
 
 def read_tars(paths: Iterable[Path], refuse: Refuse) -> Iterator[tuple[str, Utterance]]:
     """Place and utterance of each key of tar shards, in order; an archive that is damaged is refused from there on."""
@@ -146,7 +149,10 @@ def _text(file: BinaryIO, member: tarfile.TarInfo, place: str) -> str:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`shard-{000..010}.tar` as the names it stands for, as a shell does; raises CorpusError for other braces."""
+    """`shard-{000..010}.tar` as the names it stands for, as a shell does.
+
+    Raises CorpusError for other braces, and for more than MAX_NAMES names.
+    """
     head, _, rest = pattern.partition("{")
     if not rest:
         return [pattern]
@@ -155,5 +161,9 @@ def expand_braces(pattern: str) -> list[str]:
     if not ends or int(ends[1]) > int(ends[2]):
         raise CorpusError(f"{pattern}: braces must hold a range of numbers, such as {{000..010}}, but hold '{span}'.")
     width = len(ends[1]) if ends[1].startswith("0") else 0
-    numbers = range(int(ends[1]), int(ends[2]) + 1)
-    return [f"{head}{number:0{width}d}{end}" for number in numbers for end in expand_braces(tail)]
+    numbers, endings = range(int(ends[1]), int(ends[2]) + 1), expand_braces(tail)
+    if len(numbers) * len(endings) > MAX_NAMES:
+        raise CorpusError(
+            f"{pattern}: braces must stand for at most {MAX_NAMES} names; name a folder of shards instead."
+        )
+    return [f"{head}{number:0{width}d}{end}" for number in numbers for end in endings]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,10 +113,15 @@ class Shards:
             report.fail("shards", str(e))
             return
         size = state["num_shards"] if state is not None else max(numbered, default=-1) + 1
-        for index in sorted(set(range(size)) - set(numbered)):
+        missing = (index for index in range(size) if index not in numbered)
+        for index in itertools.islice(missing, KEPT):  # corpus.json may tell any number
             report.fail("shards", f"{self.path}: shard {index} of {size} must be there, but is missing; {self._rest}.")
         if state is None:
             return
+        if state["state"] == "done" and "shards" not in state:
+            report.fail(
+                "state", f"{self.path / CORPUS_FILE}: `shards` must name all shards, but is missing; {self._rest}."
+            )
         listed = {s["file"] for s in state.get("shards", ())}
         foreign = [f for f in self.files if f not in numbered.values() or (listed and f.name not in listed)]
         for file in foreign:
