@@ -18,8 +18,8 @@ STAGES = {
     8: "report",
 }
 
-PACKAGED = "small"
-"""The packaged tokenizer that the report lets hear beside the demo's own, where it is there."""
+PACKAGED = ("small", "tiny")
+"""Packaged tokenizers: the report lets hear the first that is there beside the demo's own."""
 
 SEED_CORPUS, SEED_TRAINING, SEED_SAMPLING, SEEDS_PROBES = 0, 2, 2, (0, 1, 2)
 
@@ -74,9 +74,10 @@ def make_steps(out: Path, configs: Path, clips: Sequence[Path] = ()) -> list[Ste
     def report() -> Step:
         arguments = [str(out), "--out", str(out / "report.html"), "--overwrite"]
         read = list(clips)
-        if PACKAGED in list_pretrained():
-            arguments += ["--compare", PACKAGED]
-            read.append(resolve_pretrained(PACKAGED) / "config.json")  # its hash stands for the weights
+        shipped = next((name for name in PACKAGED if name in list_pretrained()), None)
+        if shipped is not None:
+            arguments += ["--compare", shipped]
+            read.append(resolve_pretrained(shipped) / "config.json")  # its hash stands for the weights
         for clip in clips:
             arguments += ["--clip", str(clip)]
         return Step(8, "report", "jepa_tok", ("report", *arguments), (out / "report.html",), tuple(read))
