@@ -22,7 +22,7 @@ import numpy as np
 from jepa_tok.corpus.audio_source import load_utterance
 from jepa_tok.corpus.utterance import Utterance
 from probes import features
-from probes.cache import Frames
+from probes.cache import Frames, Make
 from probes.data import ProbeData, ProbeError, read_tokens
 
 if TYPE_CHECKING:
@@ -139,6 +139,19 @@ class Tokenizer(Entry):
                 f"`{self.name}` must be of a tokenizer that has latents, but `{self.adapter.name}` has none."
             )
         return z, len(wave)
+
+    def made_of(self, latents: Frames) -> Make | None:
+        """What makes codes of the same adapter's latents of a corpus instead of its audio; None where that cannot be."""
+        if self.latents or self.adapter.codes_of(np.asarray(latents[0])) is None:
+            return None
+        place = {name: i for i, name in enumerate(latents.ids)}
+
+        def make(u: Utterance) -> tuple[np.ndarray, int]:
+            codes = self.adapter.codes_of(np.array(latents[place[u.id]]))
+            assert codes is not None
+            return self.adapter.check(codes), latents.num_samples[place[u.id]]
+
+        return make
 
     def pool(self, frames: Frames) -> Any:
         """Moments are of what the codes stand for, as the adapter says."""

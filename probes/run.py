@@ -31,7 +31,7 @@ from jepa_tok.provenance import commit
 from probes import cache, page, tables
 from probes.cells import PROTOCOL, Cell, Group, execute, finished
 from probes.data import ProbeError
-from probes.entries import Entry, make_entries
+from probes.entries import LATENT, Entry, Tokenizer, make_entries
 from probes.progress import Meter, say
 from probes.suite import Corpus, Suite, digest, load_suite
 
@@ -154,18 +154,24 @@ def tokenize(
     """
     groups, failed = [], []
     for corpus in suite.corpora:
-        for entry in entries:
+        heard: dict[
+            str, cache.Frames
+        ] = {}  # latents by the tokenizer's name: codes follow from them without hearing a clip twice
+        for entry in sorted(entries, key=lambda e: not e.name.startswith(LATENT)):
             view = entry.view
             place = folder / f"{corpus.name}-{corpus.digest}" / f"{slug(entry.name)}-{view.kind}-{view.meta.hash}"
             cells = _cells(corpus, entry, seeds)
+            latents = heard.get(entry.name)
+            make = (entry.made_of(latents) if latents and isinstance(entry, Tokenizer) else None) or entry.make
             try:
                 with Meter(f"{corpus.name}: {entry.name}", len(corpus.utterances), "clips") as meter:
-                    frames = cache.fill(place, corpus.utterances, entry.make, entry.dtype, meter)
+                    frames = cache.fill(place, corpus.utterances, make, entry.dtype, meter)
                 cache.pooled(place, PROTOCOL, partial(entry.pool, frames))
             except JepaTokError as error:
                 failed += [cell.failed(str(error)) for cell in cells]
             else:
                 groups.append(Group(corpus, view, place, cells))
+                heard[entry.name.removeprefix(LATENT)] = frames
     return groups, failed
 
 

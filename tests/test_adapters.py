@@ -145,6 +145,7 @@ def test_a_trained_tokenizer_gives_the_digits_of_its_tokens(tiny, tmp_path):
     np.testing.assert_array_equal(codes, tiny.encode(wave).codes)
     np.testing.assert_array_equal(adapter.values(codes), tiny.fsq.dequantize(torch.from_numpy(codes.astype(int))))
     np.testing.assert_array_equal(adapter.latents(wave), tiny.latents(wave))
+    np.testing.assert_array_equal(adapter.check(adapter.codes_of(adapter.latents(wave))), codes)
     adapter.fit(iter(()))  # nothing to learn, nothing read
     assert adapter.state() == {} and adapter.fingerprint == tiny.hash
 
@@ -157,6 +158,8 @@ def test_an_uncalibrated_quantiser_is_set_to_training_frames(kind, tmp_path):
     with pytest.raises(AdapterError) as error:
         adapter.encode(speech(9600))
     assert "fit" in one_line(error, AdapterError)
+    with pytest.raises(AdapterError, match="fit"):
+        adapter.codes_of(np.zeros((1, 128), np.float32))
     waves = [speech(48_000, seed=i) for i in range(6)]
     before = adapter.fingerprint
     fit_once(adapter, waves, tmp_path / "state.safetensors")

@@ -76,6 +76,13 @@ class Adapter(ABC):
         """Wave [S] -> float32 [T, F] before quantising, in the frames of its codes; None where there is no such thing."""
         return None
 
+    def codes_of(self, latents: np.ndarray) -> np.ndarray | None:
+        """Latents [T, F] of `latents` -> the codes that `encode` gives; None where they do not follow from latents alone.
+
+        Whoever has a clip's latents need not hear it again for its codes.
+        """
+        return None
+
     def fit(self, waves: Iterable[Tensor]) -> None:  # noqa: B027  (most learn nothing)
         """Learns from training audio, for those that do; the others leave `waves` unread.
 

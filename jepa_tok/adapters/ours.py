@@ -68,13 +68,23 @@ class Ours(Adapter):
 
     def encode(self, wave: Tensor) -> np.ndarray:
         """Digits [T, D]; `values` are the levels that they stand for, as the decoder reads them."""
-        if not self.calibrated:
-            raise AdapterError(f"the quantiser of `{self.name}` must be set by `fit` first, but is not.")
+        self._check_calibrated()
         return self.tokenizer.encode(wave).codes.numpy().astype(self.code_dtype)
 
     def latents(self, wave: Tensor) -> np.ndarray:
         """z [T, D]."""
         return self.tokenizer.latents(wave).numpy()
+
+    def codes_of(self, latents: np.ndarray) -> np.ndarray:
+        """z [T, D] -> digits [T, D]."""
+        self._check_calibrated()
+        with torch.inference_mode():
+            digits = self.tokenizer.fsq.quantize(torch.from_numpy(latents).to(self.tokenizer.device))
+        return digits.cpu().numpy().astype(self.code_dtype)
+
+    def _check_calibrated(self) -> None:
+        if not self.calibrated:
+            raise AdapterError(f"the quantiser of `{self.name}` must be set by `fit` first, but is not.")
 
     def fit(self, waves: Iterable[Tensor]) -> None:
         """Calibrates the quantiser, unless it came calibrated."""

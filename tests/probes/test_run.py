@@ -345,6 +345,25 @@ def test_latents_must_be_there(run: Run, made: Any, monkeypatch: Any, tmp_path: 
     assert "must be of a tokenizer that has latents, but `pitch` has none" in table(tmp_path)["latent:pitch"]["error"]
 
 
+@pytest.mark.parametrize("specs", ["pitch,latent:pitch", "latent:pitch,pitch", "pitch"])
+def test_a_clip_is_heard_once_for_latents_and_codes(specs: str, run: Run, monkeypatch: Any, tmp_path: Path) -> None:
+    heard: list[int] = []
+    encode = fakes.Pitch.encode
+
+    def codes_of(self: fakes.Pitch, latents: np.ndarray) -> np.ndarray:
+        return np.rint((latents + 1) * np.array(self.radices) / 2 - 0.5).astype(self.code_dtype)
+
+    monkeypatch.setattr(fakes.Pitch, "encode", lambda self, wave: heard.append(len(wave)) or encode(self, wave))
+    assert run("pitch", "--out", tmp_path / "alone") == 0
+    heard.clear()
+    monkeypatch.setattr(fakes.Pitch, "codes_of", codes_of)
+    assert run(specs) == 0
+    assert len(heard) == 60
+    (alone,) = (tmp_path / "alone/cache").glob("*/pitch-codes-*/frames.bin")
+    (own,) = (tmp_path / "out/cache").glob("*/pitch-codes-*/frames.bin")
+    assert own.read_bytes() == alone.read_bytes()
+
+
 def test_codebooks_are_pooled_by_what_they_stand_for(run: Run, monkeypatch: Any, tmp_path: Path) -> None:
     """1,024 levels and more make sparse histograms; moments are of the adapter's own values."""
     monkeypatch.setattr(fakes.Noise, "radices", (1024, 64))
