@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa_tok.corpus.formats import FORMATS, ExportInfo, RowWriter, TokenSource, open_tokens
-from jepa_tok.corpus.formats.common import METADATA_FILE, format_module
+from jepa_tok.corpus.formats.common import METADATA_FILE, RowsDigest, format_module
 from jepa_tok.corpus.schema import TokenRow
 from jepa_tok.corpus.shards import CORPUS_FILE, CORPUS_FORMAT, writing
 from jepa_tok.corpus.utterance import reading
@@ -60,10 +60,10 @@ def export_tokens(
     with writing(out), _scratch_folder(out) as scratch:
         writer: RowWriter = format_module(to).Writer(scratch, tokens.metadata, kept, rows_per_shard)
         try:
-            utterances, frames, samples = _copy(tokens, kept, writer, progress)
+            utterances, frames, samples, digest = _copy(tokens, kept, writer, progress)
         finally:
             writer.close()
-        info = ExportInfo(to, tokens.metadata, kept, utterances, frames, samples, writer.dtype)
+        info = ExportInfo(to, tokens.metadata, kept, utterances, frames, samples, writer.dtype, digest)
         write_text(scratch / METADATA_FILE, info.to_json())
         _publish(scratch, out)
     return info
@@ -103,22 +103,26 @@ def _choose(tokens: TokenSource, columns: Sequence[str] | None) -> dict[str, str
     return {name: kind for name, kind in tokens.columns.items() if name in columns}
 
 
-def _copy(tokens: TokenSource, kept: dict[str, str], writer: RowWriter, progress: bool | None) -> tuple[int, int, int]:
-    # Utterances, frames and samples that were written.
+def _copy(
+    tokens: TokenSource, kept: dict[str, str], writer: RowWriter, progress: bool | None
+) -> tuple[int, int, int, str]:
+    # Utterances, frames and samples that were written, and the digest of the rows.
     from dataclasses import replace
 
     from tqdm import tqdm
 
     utterances = frames = samples = 0
+    digest = RowsDigest()
     disable = None if progress is None else not progress  # None: tqdm looks whether stderr is a terminal
     for row in tqdm(_rows(tokens), total=tokens.num_rows, unit="utt", desc="export", disable=disable):
         if len(kept) < len(tokens.columns):
             row = replace(row, info={name: value for name, value in row.info.items() if name in kept})
         writer.add(row)
+        digest.add(row)
         utterances, frames, samples = utterances + 1, frames + row.ids.shape[0], samples + row.num_samples
     if not utterances:
         raise CorpusError(f"{tokens.path}: there must be at least one utterance to export, but there is none.")
-    return utterances, frames, samples
+    return utterances, frames, samples, digest.hexdigest()
 
 
 def _rows(tokens: TokenSource) -> Iterator[TokenRow]:

@@ -10,12 +10,12 @@ import math
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jepa_tok.corpus.formats import ExportInfo
-from jepa_tok.corpus.formats.common import METADATA_FILE
+from jepa_tok.corpus.formats.common import METADATA_FILE, RowsDigest
 from jepa_tok.corpus.run import SKIPPED_FILE
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow
 from jepa_tok.corpus.shards import CORPUS_FILE, read_state
@@ -86,6 +86,7 @@ class _Totals:
     rows: int = 0
     frames: int = 0
     samples: int = 0
+    digest: RowsDigest = field(default_factory=RowsDigest)
 
 
 def _check_rows(tokens: Shards | Export, report: VerifyReport, progress: bool | None) -> _Totals:
@@ -97,6 +98,7 @@ def _check_rows(tokens: Shards | Export, report: VerifyReport, progress: bool | 
         totals.rows += 1
         totals.frames += row.ids.shape[0]
         totals.samples += row.num_samples
+        totals.digest.add(row)
         hashes.append(_hash(row.id))
     bad = report.failed.get("rows", 0)
     report.checks["rows"] = f"{totals.rows} are sound" + (f", {bad} are not" if bad else "")
@@ -149,6 +151,8 @@ def _check_totals(
             "samples": exported.samples,
         }
         found |= {"utterances": totals.rows, "samples": totals.samples}
+        if exported.digest:
+            told["digest"], found["digest"] = exported.digest, totals.digest.hexdigest()
     elif state["state"] == "done":
         name, mend, told = (
             CORPUS_FILE,
@@ -167,7 +171,8 @@ def _check_totals(
     report.checks["totals"] = f"{totals.rows} rows, {totals.frames} frames, {hours:.4g} h"
     for key, value in found.items():
         given = told.get(key)
-        if not isinstance(given, (int, float)) or not math.isclose(given, value, rel_tol=1e-9):
+        is_number = isinstance(value, (int, float)) and isinstance(given, (int, float))
+        if given != value and not (is_number and math.isclose(given, value, rel_tol=1e-9)):
             report.fail(
                 "totals", f"{path / name}: `{key}` must be {value}, which the files hold, but is {given}; {mend}."
             )
