@@ -282,6 +282,15 @@ def test_a_corpus_that_is_not_whole_is_not_read(tmp_path):
                 read_shards(tmp_path)
 
 
+def test_a_value_of_another_type_than_the_shards_before_is_named(tmp_path):
+    with (
+        pytest.raises(CorpusError, match=r"shard 1, row 0 \('b'\): the column `n` must be int64.*but is 'x'"),
+        TokenShardWriter(tmp_path, METADATA, rows_per_shard=1) as writer,
+    ):
+        writer.add("a", METADATA.tokens(row("a")), n=1)
+        writer.add("b", METADATA.tokens(row("b")), n="x")
+
+
 def test_nothing_is_written_for_rows_that_would_be_refused(tmp_path):
     bad = [
         TokenRow("a", torch.tensor([[0, 0, 16]]), HOP),

@@ -4,8 +4,8 @@ Which utterance belongs to which shard is settled before the first is read: shar
 onwards, in the order of the manifest. A shard appears whole or not at all, and carries the list of the files that were
 skipped in it, so a run killed at any instant and started again makes the shards that are missing and nothing else, and
 the result has the same bytes as that of an uninterrupted run. A shard whose bytes contradict the hash in its name is moved
-aside (to `NAME.damaged`) and made again; to find them, each run first reads the shards that are there. `OUT/corpus.json` says what is being made of what, so that
-two corpora or two tokenizers never mix in one folder.
+aside (to `NAME.damaged`) and made again; to find them, each run first reads the shards that are there. `OUT/corpus.json`
+says what is being made of what, so that two corpora or two tokenizers never mix in one folder.
 
     OUT/tokens-00000.0123456789abcdef.parquet ...   the tokens; see jepa_tok.corpus.shards
     OUT/skipped.jsonl                               id, path and reason of every bad file and every refused row
@@ -100,7 +100,8 @@ class CorpusRun:
 
     Every process makes one; rank 0 calls `start`; after a barrier, each lists `pending()`; after another, each calls
     `make` for its share of the list; after a last one, rank 0 calls `finish`. No two processes make the same shard, so
-    nothing else is shared. Raises CorpusError as `spool_corpus` does, and where `out` is in a folder that is searched. See `tokenize_corpus` for the parameters.
+    nothing else is shared. Raises CorpusError as `spool_corpus` does, and where `out` is in a folder that is searched. See
+    `tokenize_corpus` for the parameters.
     """
 
     def __init__(
@@ -128,7 +129,9 @@ class CorpusRun:
         self.utterances = _spool(source, split, where, allow_pipes, strict, name)
         self.rows_per_shard = rows_per_shard
         self.num_shards = -(-len(self.utterances) // rows_per_shard)
-        self.columns, self.digest = self.utterances.columns, self.utterances.digest
+        with _about(self.source):
+            self.columns = self.utterances.columns
+        self.digest = self.utterances.digest
         self.metadata = ShardMetadata.of(tokenizer, corpus=self.digest)
         self.maker = ShardMaker(
             out=str(self.out),
@@ -364,6 +367,14 @@ class CorpusRun:
     def _writer(self, name: str) -> Iterator[IO[bytes]]:
         with writing(self.out / name), atomic_writer(self.out / name) as file:
             yield file
+
+
+@contextlib.contextmanager
+def _about(source: str) -> Iterator[None]:
+    try:
+        yield
+    except CorpusError as e:
+        raise CorpusError(f"{source}: {e}") from None
 
 
 def _json_line(value: Any) -> bytes:

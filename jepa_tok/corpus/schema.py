@@ -146,7 +146,7 @@ def column_types(infos: Iterable[Mapping[str, Any]]) -> dict[str, str]:
                 kinds.setdefault(name, set()).add(_kind(value))
     for name in kinds:
         if name in RESERVED:
-            raise CorpusError(f"the manifest's column `{name}` has the name of a token shard's own; rename it.")
+            raise CorpusError(f"the column `{name}` has the name of a token shard's own; rename it.")
     return {name: _common(found) for name, found in kinds.items()}
 
 
@@ -168,13 +168,13 @@ def _common(kinds: set[str]) -> str:
     return kinds.pop() if len(kinds) == 1 else "string"
 
 
-def _fit(value: Any, kind: str) -> Any:
+def _fit(value: Any, kind: str, place: str) -> Any:
     if value is None or (kind == "string" and isinstance(value, str)):
         return value
     if kind == "string":
         return json.dumps(value, ensure_ascii=False)
     if _common({_kind(value), kind}) != kind:
-        raise CorpusError(f"a value of a column of type {kind} must be one, but is {value!r} instead.")
+        raise CorpusError(f"{place} must be {kind}, as in the shards before, but is {value!r} instead.")
     return float(value) if kind == "double" else value
 
 
@@ -197,7 +197,7 @@ def to_table(rows: Sequence[TokenRow], metadata: ShardMetadata, columns: Mapping
             pa.field("tokens", pa.list_(token), nullable=False),
             pa.field("n_frames", pa.int32(), nullable=False),
             pa.field("n_samples", pa.int64(), nullable=False),
-            *(pa.field(name, types[kind]) for name, kind in columns.items()),
+            *(pa.field(column, types[kind]) for column, kind in columns.items()),
         ],
         metadata={"jepa_tok": metadata.to_json()},
     )
@@ -214,8 +214,11 @@ def to_table(rows: Sequence[TokenRow], metadata: ShardMetadata, columns: Mapping
         "n_frames": [row.ids.shape[0] for row in rows],
         "n_samples": [row.num_samples for row in rows],
     }
-    for name, kind in columns.items():
-        data[name] = [_fit(row.info.get(name), kind) for row in rows]
+    for column, kind in columns.items():
+        data[column] = [
+            _fit(row.info.get(column), kind, f"{name}, row {number} ('{row.id}'): the column `{column}`")
+            for number, row in enumerate(rows)
+        ]
     arrays = [pa.array(data[f.name], f.type) if f.name != "tokens" else _lists(data["tokens"], token) for f in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 

@@ -38,6 +38,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from jepa_tok.corpus.schema import RESERVED, ShardMetadata, TokenRow, column_types, from_table, to_table
+from jepa_tok.corpus.utterance import one_line
 from jepa_tok.errors import CorpusError
 from jepa_tok.files import as_path, atomic_writer, is_url
 
@@ -114,8 +115,9 @@ def writing(path: Path) -> Iterator[None]:
         # Remote file systems raise errors of their own kinds, so for URLs all count.
         if not (isinstance(e, OSError) or is_url(path)):
             raise
-        reason = getattr(e, "strerror", None) or _one_line(e)
-        raise CorpusError(f"{path}: cannot be written: {reason}; mend that and run the same command again.") from None
+        raise CorpusError(
+            f"{path}: cannot be written: {one_line(e)}; mend that and run the same command again."
+        ) from None
 
 
 class TokenShardWriter:
@@ -252,7 +254,7 @@ def read_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         state = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as e:
-        raise CorpusError(f"{broken}is not: {_one_line(e)}; {mend}.") from None
+        raise CorpusError(f"{broken}is not: {one_line(e)}; {mend}.") from None
     if not isinstance(state, dict) or "format" not in state:
         raise CorpusError(f"{broken}holds something else; {mend}.")
     if state["format"] != CORPUS_FORMAT:
@@ -308,7 +310,7 @@ def _read(shards: list[Path], metadata: ShardMetadata) -> Iterator[TokenRow]:
                 yield from from_table(pa.Table.from_batches([batch]), metadata, str(shard), first)
                 first += batch.num_rows
         except (pa.ArrowException, OSError) as e:
-            raise CorpusError(f"{shard}: the shard is damaged: {_one_line(e)}.") from None
+            raise CorpusError(f"{shard}: the shard is damaged: {one_line(e)}.") from None
 
 
 def open_shard(path: Path) -> Any:
@@ -319,7 +321,7 @@ def open_shard(path: Path) -> Any:
     try:
         return pq.ParquetFile(path.open("rb") if is_url(path) else path)
     except (pa.ArrowException, OSError) as e:
-        raise CorpusError(f"{path}: not a readable parquet file: {_one_line(e)}.") from None
+        raise CorpusError(f"{path}: not a readable parquet file: {one_line(e)}.") from None
 
 
 def _metadata(file: Any, name: str) -> ShardMetadata:
@@ -336,7 +338,3 @@ def _metadata(file: Any, name: str) -> ShardMetadata:
     if not pa.types.is_list(tokens) or not pa.types.is_integer(tokens.value_type):
         raise CorpusError(f"{name}: the column `tokens` must be lists of integers, but is {tokens} instead.")
     return ShardMetadata.from_json(text, name)
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

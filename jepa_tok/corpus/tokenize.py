@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jepa_tok.corpus.encode import READERS
-from jepa_tok.corpus.manifest import Utterance
 from jepa_tok.corpus.run import CorpusRun, TokenizeSummary
+from jepa_tok.corpus.utterance import Utterance
 from jepa_tok.errors import CorpusError
 
 ENGINES = ("local", "ray")
