@@ -7,6 +7,8 @@ share   `tokenize_corpus` of the manifest's first clips in this process: the par
 growth  `jepa-tok tokenize` of corpora of --sizes clips, made of the manifest's clips over and over under new ids, in processes of
         their own: clips a second by the run's own clock, and peak resident memory. The smallest size runs before and after
         each other one, and the ratio is to the median of those runs, so that a busy machine shows in their spread.
+heap    Resident memory of this process after each shard of --rows-per-shard of the clips; with --keep-heap, without asking the C
+        library to give freed memory back after each, as was done once.
 list    Resident memory that a list of --utterances takes while a corpus is read.
 """
 
@@ -24,10 +26,12 @@ import torch
 
 from benchmarks.common import load_tokenizer, machine, print_table, run_main, run_verb, tokenizer_parser, write_json
 from jepa_tok import SpeechTokenizer
-from jepa_tok.corpus import tokenize_corpus
+from jepa_tok.corpus import CorpusRun, maker, tokenize_corpus
 from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.corpus.spool import spool_corpus
 from jepa_tok.corpus.utterance import Utterance
+
+PARTS = ("share", "heap", "growth", "list")
 
 
 def measure_share(tokenizer: SpeechTokenizer, clips: list[Utterance], threads: int) -> dict[str, Any]:
@@ -79,12 +83,28 @@ def measure_growth(options: list[str], clips: list[Utterance], sizes: list[int])
     return rows
 
 
+def resident() -> int:
+    """Resident memory of this process in bytes (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure_heap(tokenizer: SpeechTokenizer, clips: list[Utterance], rows: int, keep: bool) -> list[dict[str, Any]]:
+    """Resident memory after each shard of so many clips."""
+    if keep:
+        maker.give_memory_back = lambda: None
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        run = CorpusRun(clips, Path(folder, "out"), tokenizer, rows_per_shard=rows)
+        run.start()
+        for index in run.pending():
+            run.make(index)
+            found.append({"clips": min(len(clips), (index + 1) * rows), "resident, MiB": resident() / 2**20})
+        run.close()
+    return found
+
+
 def measure_list(utterances: int) -> dict[str, Any]:
     """Growth of resident memory while a manifest of so many lines is read."""
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
     with tempfile.TemporaryDirectory() as folder:
         manifest = Path(folder, "list.jsonl")
         with manifest.open("w") as file:
@@ -109,7 +129,9 @@ def main() -> int:
     )
     parser.add_argument("--sizes", nargs="+", type=int, default=[100, 10_000], help="of corpora (default: 100 10000)")
     parser.add_argument("--utterances", type=int, default=1_000_000, help="of the list (default: a million)")
-    parser.add_argument("--parts", nargs="+", choices=("share", "growth", "list"), default=["share", "growth", "list"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--rows-per-shard", type=int, default=100, help="of the part heap (default: 100)")
+    parser.add_argument("--keep-heap", action="store_true", help="see the part heap")
     args = parser.parse_args()
 
     tokenizer, options = load_tokenizer(args)
@@ -122,6 +144,9 @@ def main() -> int:
         tokenizer.encode(0.1 * torch.randn(48_000))  # kernels are chosen
         found["share"] = [measure_share(tokenizer, clips, threads) for threads in (1, 2)]
         print_table(found["share"])
+    if "heap" in args.parts:
+        found["heap"] = measure_heap(tokenizer, clips, args.rows_per_shard, args.keep_heap)
+        print_table(found["heap"])
     if "growth" in args.parts:
         found["growth"] = measure_growth(options, clips, args.sizes)
         print_table(found["growth"])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -157,6 +160,24 @@ def test_reserved_columns_are_refused_before_anything_is_made(tmp_path):
     with pytest.raises(CorpusError, match="column `tokens`"):
         tokenize_corpus(tmp_path / "m.jsonl", tmp_path / "out", Counter())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_holes_in_the_heap_are_given_back():
+    # Blocks below malloc's threshold for maps, every other one of which is freed: holes that end no heap.
+    program = (
+        "import ctypes\n"
+        "from jepa_tok.corpus.maker import give_memory_back\n"
+        "def resident():\n"
+        "    return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "blocks = [bytearray(100_000) for _ in range(2000)]\n"
+        "del blocks[::2]\n"
+        "before = resident()\n"
+        "give_memory_back()\n"
+        "print(before - resident())\n"
+    )
+    freed = int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+    assert freed > 50e6, "of 100 MB"
 
 
 # Other libraries' readers open the shards as they are -----------------------------------------------------------------
