@@ -171,8 +171,11 @@ def _check_totals(
     report.checks["totals"] = f"{totals.rows} rows, {totals.frames} frames, {hours:.4g} h"
     for key, value in found.items():
         given = told.get(key)
-        is_number = isinstance(value, (int, float)) and isinstance(given, (int, float))
-        if given != value and not (is_number and math.isclose(given, value, rel_tol=1e-9)):
+        if isinstance(value, (int, float)) and isinstance(given, (int, float)):
+            same = math.isclose(given, value, rel_tol=1e-9)
+        else:
+            same = given == value
+        if not same:
             report.fail(
                 "totals", f"{path / name}: `{key}` must be {value}, which the files hold, but is {given}; {mend}."
             )
