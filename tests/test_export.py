@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -60,6 +62,21 @@ def contents(folder):
 @pytest.fixture
 def shards(tmp_path):
     return make(tmp_path / "shards")
+
+
+def test_an_export_is_on_the_disk_before_its_name_is(shards, tmp_path, monkeypatch):
+    synced, fsync, replace = set(), os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.add(os.fstat(file).st_ino), fsync(file))[1])
+
+    def move(a, b):
+        if Path(b).name == "out":
+            assert {p.stat().st_ino for p in Path(a).rglob("*") if p.is_file()} <= synced
+            synced.add("moved")
+        replace(a, b)
+
+    monkeypatch.setattr(os, "replace", move)
+    export_tokens(shards, tmp_path / "out", "bin")
+    assert "moved" in synced
 
 
 # There and back -------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -56,3 +57,13 @@ def test_writers_of_one_file_have_temporaries_of_their_own(tmp_path: Path) -> No
     assert (tmp_path / "a.txt").read_text() == "b" and names != [temporary.name]
     assert {final_name(name) for name in [*names, temporary.name, "a.txt"]} == {"a.txt"}
     assert final_name(temporary_name("b.tmp")) == "b.tmp"
+
+
+def test_bytes_are_on_the_disk_before_their_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, int]] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append(("fsync", os.fstat(file).st_ino)), fsync(file))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append(("replace", os.stat(a).st_ino)), replace(a, b))[1])
+    write_text(tmp_path / "a", "text")
+    file = (tmp_path / "a").stat().st_ino
+    assert calls == [("fsync", file), ("replace", file)], "or a power cut could leave the name of an empty file"
