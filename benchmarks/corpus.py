@@ -99,6 +99,7 @@ def measure_heap(tokenizer: SpeechTokenizer, clips: list[Utterance], rows: int, 
         for index in run.pending():
             run.make(index)
             found.append({"clips": min(len(clips), (index + 1) * rows), "resident, MiB": resident() / 2**20})
+            print_table([found[-1]])
         run.close()
     return found
 
