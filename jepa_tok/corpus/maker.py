@@ -92,8 +92,8 @@ class ShardMaker:
 def give_memory_back() -> None:
     """Asks the C library to give memory that is freed back to the system; nothing happens where it is not glibc.
 
-    Clips of ever other lengths leave holes in its heap, which it keeps: what is in use stays as it is from shard to shard, but
-    the process would grow by some 20 MiB a shard at first, and the more the longer the clips (docs/speed.md).
+    Tensors of ever other lengths leave holes in its heap, which it keeps: the process would grow by some 20 MiB a shard, for
+    the first ones at least, where what is in use hardly grows (docs/speed.md).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
