@@ -108,6 +108,10 @@ def test_stage_1_comes_before_what_builds_on_it() -> None:
     for v in VARIANTS:
         assert v.encoder is None or order.index(v.encoder) < order.index(v.name)
     assert [g.name for g in chosen(["masking", "gates"])] == ["gates", "masking"]
+    assert [v.name for v in needed(GROUPS[:1], names=["gate-none"])] == ["gate-none"]
+    assert [v.name for v in needed(list(GROUPS), names=["frozen-feature"])] == ["feature", "frozen-feature"]
+    with pytest.raises(ValueError, match=r"`--variants` must be of base, .* but has 'noise'"):
+        needed(list(GROUPS), names=["noise"])
     with pytest.raises(ValueError, match=r"`--groups` must be of gates, .* but has 'noise'"):
         chosen(["noise"])
 

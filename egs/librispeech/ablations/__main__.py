@@ -49,14 +49,15 @@ def _flat(values: dict) -> dict:
     }
 
 
-def sweep(settings: SweepSettings, groups: list[Group], seeds: list[int], out: Path) -> list[str]:
+def sweep(
+    settings: SweepSettings, groups: list[Group], seeds: list[int], out: Path, names: list[str] | None = None
+) -> list[str]:
     """Runs the cells that are not there yet, seed by seed, so that each group has its first early; returns the names of those that failed."""
     check_settings(settings, out)
     prepare(settings.data, out)
-    cells = list(
-        dict.fromkeys((v.name, seed) for extra in (False, True) for seed in seeds for v in needed(groups, extra))
-    )
-    by_name = {v.name: v for v in needed(groups)}
+    by_name = {v.name: v for v in needed(groups, names=names)}
+    order = [(v.name, seed) for extra in (False, True) for seed in seeds for v in needed(groups, extra, names)]
+    cells = list(dict.fromkeys(order))
     failed: list[str] = []
     for i, (key, seed) in enumerate(cells, 1):
         variant = by_name[key]
@@ -79,11 +80,10 @@ def sweep(settings: SweepSettings, groups: list[Group], seeds: list[int], out: P
 def command_of(settings: SweepSettings, variant: Variant, seed: int) -> str:
     """The command that makes one cell (and those that it builds on), its files without their folders."""
     data, usual = settings.data, SweepSettings(DataSettings(""))
-    group = next(g.name for g in GROUPS if variant.name in {v.name for v in needed([g])})
     words = ["python -m egs.librispeech.ablations", f"--manifest {Path(data.manifest).name}"]
     if data.sounds is not None:
         words.append(f"--sounds {Path(data.sounds).name}")
-    words.append(f"--out exp/ablations --groups {group} --seeds {seed}")
+    words.append(f"--out exp/ablations --variants {variant.name} --seeds {seed}")
     pairs = [(asdict(settings), asdict(usual)), (asdict(data), asdict(usual.data))]
     for ours, theirs in pairs:
         words += [
@@ -110,6 +110,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the sweep")
     parser.add_argument("--groups", help=f"some of {','.join(g.name for g in GROUPS)} (default: all)")
+    parser.add_argument(
+        "--variants",
+        help="some of the groups' variants, by the names of their cells, and what they build on (default: all)",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds (default: 0 1 2)")
     parser.add_argument(
         "--jepa-steps", type=int, default=usual.jepa_steps, help="steps of stage 1 (default: %(default)s)"
@@ -146,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
             if sounds is None:
                 groups = [g for g in groups if "sounds" not in g.name]
             settings = SweepSettings(data, args.jepa_steps, args.codec_steps, args.jepa_batch, args.codec_batch)
-            failed = sweep(settings, groups, args.seeds, args.out)
+            failed = sweep(settings, groups, args.seeds, args.out, args.variants.split(",") if args.variants else None)
         page = write_page(
             args.out, groups, args.page or args.out / "ablations.md", args.json or args.out / "ablations.json"
         )

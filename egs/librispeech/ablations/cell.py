@@ -118,13 +118,14 @@ def run_cell(variant: Variant, seed: int, settings: SweepSettings, out: Path, co
 
 def _child(variant: Variant, seed: int, settings: SweepSettings, out: Path, command: str, log: Path) -> None:
     with log.open("w") as file:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(file.fileno(), stream.fileno())
+        for descriptor in (1, 2):  # what is written past Python, too
+            os.dup2(file.fileno(), descriptor)
+        sys.stdout = sys.stderr = file
         try:
             train_and_measure(variant, seed, settings, out, command)
         except BaseException:
             traceback.print_exc()
-            sys.stderr.flush()
+            file.flush()
             os._exit(1)
 
 

@@ -23,12 +23,12 @@ from jepa_tok.evaluation.metrics import CannotMeasure, Stoi
 from jepa_tok.models.codec import Codec
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.jepa import Jepa
-from jepa_tok.models.losses import mel_loss, stft_loss
+from jepa_tok.models.losses import Spectra, mel_loss, stft_loss
 from jepa_tok.monitor import code_entropies, collapse_stats
 from tasks.jepa.readers import label_hits, ridge_errors, subframe_mels
 
 BATCH = 16
-MEL_FFTS, STFT_FFTS = (2048, 512), (1024,)
+FFTS = (2048, 512)
 """Windows of the losses that are measured; training has others (`cell.CODEC_LOSSES`)."""
 
 
@@ -170,8 +170,9 @@ def _losses(fakes: Tensor, reals: Tensor) -> dict[str, list[float]]:
     """Mel and STFT loss of each piece. Their windows are not all that `CodecConfig` has: these would take longer than the training."""
     found: dict[str, list[float]] = {"mel": [], "stft": []}
     for fake, real in zip(fakes, reals):
-        found["mel"].append(float(mel_loss(fake[None], real[None], ffts=MEL_FFTS, sample_rate=SAMPLE_RATE)))
-        found["stft"].append(float(stft_loss(fake[None], real[None], ffts=STFT_FFTS)))
+        spectra = Spectra(fake[None], real[None])
+        found["mel"].append(float(mel_loss(spectra, FFTS, SAMPLE_RATE)))
+        found["stft"].append(float(stft_loss(spectra, FFTS)))
     return found
 
 

@@ -162,16 +162,16 @@ def _seconds(cells: Sequence[dict[str, Any]], name: str) -> str:
 
 
 def _command(cells: Sequence[dict[str, Any]]) -> str:
-    """The command of the whole sweep: a cell's without its group and seed."""
-    words = cells[0]["command"].split(" --groups ")
-    rest = words[1].split(" ", 3)  # GROUP --seeds SEED [MORE]
+    """The command of the whole sweep: a cell's without its variant and seed."""
+    words = cells[0]["command"].split(" --variants ")
+    rest = words[1].split(" ", 3)  # VARIANT --seeds SEED [MORE]
     return words[0] + (f" {rest[3]}" if len(rest) > 3 else "")
 
 
 def summary(cells: Cells, data: dict[str, Any]) -> dict[str, Any]:
     """The data behind the page: each cell without its readers, and each reader's mean over seeds."""
     rows, units = [], {}
-    for name, own in sorted(cells.items()):
+    for name, own in sorted((name, own) for name, own in cells.items() if own):
         for _, cell in sorted(own.items()):
             found = {k: m["value"] for k, m in cell["found"].items()}
             rows.append({**{k: v for k, v in cell.items() if k not in ("settings", "found")}, "found": found})

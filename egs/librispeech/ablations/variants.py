@@ -10,7 +10,6 @@ together, from nothing (`freeze_encoder: false`), for frame rates and quantisers
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -191,9 +190,15 @@ def chosen(names: list[str] | None) -> list[Group]:
     return [group for group in GROUPS if names is None or group.name in names]
 
 
-def needed(groups: list[Group], extra: bool | None = None) -> Iterator[Variant]:
-    """Each variant of the groups once, behind the stage 1 that it takes its encoder from; of those only the ones that are `extra`, or are not."""
+def needed(groups: list[Group], extra: bool | None = None, names: list[str] | None = None) -> list[Variant]:
+    """Each variant of the groups once, behind the stage 1 that it takes its encoder from; ValueError for unknown `names`.
+
+    :param extra: Only those that are `extra`, or only those that are not.
+    :param names: Only these.
+    """
     by_name = {v.name: v for v in (*GATES, *MASKING, *(v for group in GROUPS for v in group.variants))}
-    wanted = [v for group in groups for v in group.variants if extra is None or v.extra == extra]
-    for name in dict.fromkeys(name for v in wanted for name in (v.encoder, v.name) if name is not None):
-        yield by_name[name]
+    for name in names or []:
+        if name not in by_name:
+            raise ValueError(f"`--variants` must be of {', '.join(by_name)}, but has '{name}' instead.")
+    wanted = [v for g in groups for v in g.variants if extra in (None, v.extra) and (names is None or v.name in names)]
+    return [by_name[name] for name in dict.fromkeys(n for v in wanted for n in (v.encoder, v.name) if n is not None)]
