@@ -189,7 +189,7 @@ def test_page_keeps_what_is_written_by_hand_and_tells_what_is_missing(manifest, 
     write_page(tmp_path, [group], page, tmp_path / "data.json")
     text = page.read_text()
     assert text.startswith("# Mine\n\nRead this.\n\n") and "\nold\n" not in text
-    assert "- gates: no gate (seed 2); sigmoid (seed 0)" in text
+    assert "encoder's stages: no gate (seed 2); sigmoid; squeeze-excite;" in text
     row = next(line for line in text.splitlines() if line.startswith("| no gate | 2 |"))
     data = json.loads((tmp_path / "data.json").read_text())
     values = {(c["variant"], c["seed"]): c["found"]["prediction_r2"] for c in data["cells"]}

@@ -6,6 +6,7 @@ What a page holds above the line `MARK` is written by hand and stays.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -77,7 +78,14 @@ def measure_table(cells: Cells, group: Group, measure: str) -> list[str]:
         if not values:
             continue
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-        row = [variant.title, str(len(values)), f"{statistics.fmean(values):.3f}{spread}", "reference", "", ""]
+        row = [
+            group.title_of(variant),
+            str(len(values)),
+            f"{statistics.fmean(values):.3f}{spread}",
+            "reference",
+            "",
+            "",
+        ]
         found = None if variant is group.reference else compare_variants(cells, group.reference, variant, measure)
         if found is not None:
             interval = f" [{found.interval.low:+.3f}, {found.interval.high:+.3f}]" if found.interval else ""
@@ -110,7 +118,7 @@ def facts_table(cells: Cells, group: Group) -> list[str]:
         own = list(cells[variant.name].values())
         if own:
             figures = [statistics.fmean(c["found"][n]["value"] for c in own) for n in names]
-            rows.append([variant.title, f"{own[0]['parameters']:,}", *(f"{x:.4g}" for x in figures)])
+            rows.append([group.title_of(variant), f"{own[0]['parameters']:,}", *(f"{x:.4g}" for x in figures)])
     return [*table(header, rows), ""] if rows else []
 
 
@@ -118,9 +126,14 @@ def missing(cells: Cells, groups: Sequence[Group], seeds: Sequence[int]) -> list
     """A line for each group with cells that were not run."""
     lines = []
     for group in groups:
-        lacking = [f"{v.title} (seed {s})" for v in group.variants for s in seeds if s not in cells[v.name]]
+        lacking = []
+        for variant in group.variants:
+            without = [str(s) for s in seeds if s not in cells[variant.name]]
+            if without:
+                which = "" if len(without) == len(seeds) else f" (seed {', '.join(without)})"
+                lacking.append(group.title_of(variant) + which)
         if lacking:
-            lines.append(f"- {group.name}: {'; '.join(lacking)}")
+            lines.append(f"- {group.title}: {'; '.join(lacking)}")
     return lines
 
 
@@ -137,7 +150,7 @@ def tables(cells: Cells, groups: Sequence[Group], data: dict[str, Any]) -> str:
         "",
         f"{len(every)} cells, seeds {', '.join(map(str, seeds))}; commit {', '.join(commits)}; {every[0]['hardware']}, one thread. Stage 1: "
         f"{settings['jepa_steps']} steps of {settings['jepa_batch']} pieces of {SECONDS:g} s; stage 2: {settings['codec_steps']} steps of {settings['codec_batch']} crops of "
-        f"{settings['crop_seconds']:g} s. {_seconds(stage['jepa'], 'stage 1')}, {_seconds(stage['codec'], 'stage 2')}, with measuring.",
+        f"{settings['crop_seconds']:g} s. {_seconds(stage['jepa'], 'stage 1')} {_seconds(stage['codec'], 'stage 2')}",
         "",
         f"Trained on {train['pieces']} pieces of {train['readers']} readers ({train['minutes']:.0f} minutes), measured on {valid['pieces']} pieces of "
         f"{valid['readers']} other readers ({valid['minutes']:.1f} minutes).",
@@ -146,6 +159,8 @@ def tables(cells: Cells, groups: Sequence[Group], data: dict[str, Any]) -> str:
         "",
     ]
     for group in groups:
+        if not any(cells[v.name] for v in group.variants[1:]):
+            continue  # a reference alone
         parts = [line for measure in group.measures for line in measure_table(cells, group, measure)]
         if parts:
             lines += [f"## {group.title}", "", *parts, *facts_table(cells, group)]
@@ -158,14 +173,16 @@ def tables(cells: Cells, groups: Sequence[Group], data: dict[str, Any]) -> str:
 
 def _seconds(cells: Sequence[dict[str, Any]], name: str) -> str:
     spent = [c["cpu_seconds"] for c in cells]
-    return f"a cell of {name} took {statistics.fmean(spent):.0f} s of one core" if spent else f"no cell of {name}"
+    return (
+        f"A cell of {name} took {statistics.fmean(spent):.0f} s of one core, measuring included."
+        if spent
+        else f"No cell of {name}."
+    )
 
 
 def _command(cells: Sequence[dict[str, Any]]) -> str:
-    """The command of the whole sweep: a cell's without its variant and seed."""
-    words = cells[0]["command"].split(" --variants ")
-    rest = words[1].split(" ", 3)  # VARIANT --seeds SEED [MORE]
-    return words[0] + (f" {rest[3]}" if len(rest) > 3 else "")
+    """The command of the whole sweep: that of a cell without its variant and seed."""
+    return re.sub(r" --(variants|groups) \S+ --seeds \d+", "", cells[0]["command"])
 
 
 def summary(cells: Cells, data: dict[str, Any]) -> dict[str, Any]:
