@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa_tok import SpeechTokenizer, load_audio
+from jepa_tok import SpeechTokenizer, hub, load_audio
 from jepa_tok.cli.main import VERBS
 from jepa_tok.corpus import read_metadata, read_shards
 from jepa_tok.files import temporary_name
@@ -63,7 +63,8 @@ def test_bad_command_lines(jepa_tok, arguments):
 # Tokenizers -----------------------------------------------------------------------------------------------------------
 
 
-def test_random_weights_are_never_used_in_silence(jepa_tok, clips, tmp_path):
+def test_random_weights_are_never_used_in_silence(jepa_tok, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "CHECKPOINTS", tmp_path / "none")
     out = tmp_path / "t.parquet"
     assert_error(
         jepa_tok("encode", clips[0], "-o", out, "--tokenizer", "tiny"), "no trained tokenizer", "--random-init"

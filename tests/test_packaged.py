@@ -14,6 +14,7 @@ import torch
 
 from jepa_tok import SpeechTokenizer, hub
 from jepa_tok.errors import ConfigError
+from jepa_tok.models.logmel import LogMel
 from tests.tokenizers import one_line, speech
 
 
@@ -129,3 +130,30 @@ def test_packaged_folders_are_whole_and_small(name):
     tokenizer = SpeechTokenizer.from_pretrained(name)
     assert tokenizer.config.name == name
     assert tokenizer.decode(tokenizer.encode(speech(24_000))).shape == (24_000,)
+
+
+@pytest.mark.parametrize("name", hub.list_pretrained())
+def test_packaged_tokenizers_give_back_what_untrained_ones_cannot(name):
+    wave = vowels(4)
+    trained = SpeechTokenizer.from_pretrained(name)
+    assert mel_distance(trained, wave) < 0.6 * mel_distance(SpeechTokenizer.from_config(name, seed=0), wave)
+
+
+def vowels(count: int) -> torch.Tensor:
+    """As many half-second vowels: pulses of 120 Hz through two resonances each, with silence between them."""
+    time = torch.arange(12_000) / 24_000
+    waves = []
+    for i in range(count):
+        formants = ((700, 1200), (300, 2300), (450, 900), (550, 1800))[i % 4]
+        harmonics = torch.arange(1, 40) * 120.0
+        level = sum(1.0 / (1.0 + ((harmonics - f) / 80.0).square()) for f in formants)
+        waves.append((level[:, None] * torch.sin(2 * torch.pi * harmonics[:, None] * time)).sum(0) * (time < 0.4))
+    wave = torch.cat(waves)
+    return 0.3 * wave / wave.abs().max()
+
+
+def mel_distance(tokenizer: SpeechTokenizer, wave: torch.Tensor) -> float:
+    """Mean absolute difference of log-mels between a clip and what comes back of it."""
+    logmel = LogMel(24_000, 1024, 240, 80)
+    back = tokenizer.decode(tokenizer.encode(wave))
+    return float((logmel(wave[None]) - logmel(back[None])).abs().mean())
