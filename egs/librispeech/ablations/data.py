@@ -31,7 +31,7 @@ SHORTEST = 1.6
 """Shorter utterances are left out."""
 
 SOUND_COPIES = 3
-"""Times that each sound stands in `both`, so that a fifth or so of what is heard are sounds."""
+"""Times that each sound stands in `both`, so that a quarter or so of what is heard are sounds."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Paired comparisons of a variant with its reference: over training seeds, and over what was measured.
 
 Two questions, two tests. Would other seeds tell the same? A paired t-test over seeds: a seed gives reference and variant the same
-order of data and, where shapes agree, the same weights to start from. With three seeds it has two degrees of freedom: only differences that
-are large beside their scatter count. Would other readers tell the same, of these very weights? Wilcoxon's signed-rank test and a bootstrap
-interval over readers, each reader's difference averaged over its pieces and over seeds. Readers are the unit because the pieces of a reader
-are not independent; four of them could not give a p below .125, which is why the sweep holds out more. A difference that passes one test
-alone is not established.
+order of data and, where both draw the same random numbers, the same weights to start from (a gate that draws none shifts those behind
+it). With three seeds it has two degrees of freedom: only differences that are large beside their scatter count. Would other readers tell
+the same, of these very weights? Wilcoxon's signed-rank test and a bootstrap interval over readers, each reader's difference averaged over its
+pieces and over seeds. Readers are the unit because the pieces of a reader are not independent; four of them could not give a p below .125,
+which is why the sweep holds out more. A difference that passes one test alone is not established.
 """
 
 from __future__ import annotations
