@@ -59,7 +59,7 @@ def _section(table: dict[str, Any]) -> str:
     )
     return (
         f'<section id="{_anchor(table)}"><h2>{escape(_title(table))}</h2><p>{escape(table["about"])}</p>'
-        f'{_plot(table)}<figure class="broad">{_rows(table)}{small}</figure></section>'
+        f'{_plots(table)}<figure class="broad">{_rows(table)}{small}</figure></section>'
     )
 
 
@@ -68,22 +68,30 @@ def _prose(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
-def _plot(table: dict[str, Any]) -> str:
-    """The main metric of all rows; chance as a line."""
-    main = next(iter(table["better"]), None)
-    if main is None:
+def _plots(table: dict[str, Any]) -> str:
+    """Of the main metric, and of EER where speakers are verified besides."""
+    found = list(table["better"])
+    if not found:
         return '<p class="missing">Every cell failed.</p>'
+    return "".join(_plot(table, metric) for metric in found if metric in (found[0], "eer"))
+
+
+def _plot(table: dict[str, Any], main: str) -> str:
+    """One metric of all rows; chance as a line."""
     rows, level = [], None
     for row in table["rows"]:
         metric = row["metrics"].get(main)
         if row["kind"] == "chance":
             level = Level("chance", metric["mean"]) if metric else None
             continue
+        if row["kind"] == "majority" and metric is None:
+            continue  # says nothing about trials
         value, low, high = (metric[k] for k in ("mean", "low", "high")) if metric else (None, None, None)
         control = row["shuffled"].get(main, {}).get("mean")
         rows.append(Dot(WORDS.get(row["name"], row["name"]), value, low, high, control, SLOTS[row["kind"]]))
     way = {"higher": "higher is better", "lower": "lower is better"}[table["better"][main]]
-    note = "Bars: 95 % intervals. Hollow: the same row with its labels shuffled."
+    bars = any(dot.low is not None for dot in rows)
+    note = ("Bars: 95 % intervals. " if bars else "") + "Hollow: the same row with its labels shuffled."
     return dots(f"{metric_name(main)} ({way})", rows, level=level, note=note)
 
 

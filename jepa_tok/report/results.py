@@ -6,6 +6,7 @@ N frames   D code dimensions
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from html import escape
 from typing import Any
@@ -33,12 +34,11 @@ SYNTHETIC = (
 
 
 def metric_name(metric: str) -> str:
-    """WER, EER, UAR as one writes them; words without underscores."""
-    return (
-        metric.upper()
-        if metric in ("wer", "cer", "eer", "uar")
-        else metric.replace("_", " ").replace(" f1", " F1").replace("eer ", "EER ")
-    )
+    """WER, EER, UAR, minDCF as one writes them; words without underscores."""
+    if metric in ("wer", "cer", "eer", "uar"):
+        return metric.upper()
+    named = re.sub(r"min_dcf_0(\d)", r"minDCF 0.0\1", metric)
+    return named.replace("_cosine", ", cosine").replace("_", " ").replace(" f1", " F1").replace("eer,", "EER,")
 
 
 def seconds_text(value: float) -> str:

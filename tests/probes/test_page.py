@@ -117,6 +117,18 @@ def test_plot_marks_values_controls_and_chance() -> None:
     assert ">chance 0.1<" in svg[0]
 
 
+def test_verification_has_a_plot_of_its_own_without_what_cannot_judge_trials() -> None:
+    found = results()
+    table = found["tables"][0]
+    table["better"] = table["better"] | {"min_dcf_05_cosine": "lower", "eer": "lower"}
+    table["rows"][0]["metrics"]["eer"] = summary(0.2, 0.1, 0.3)
+    table["rows"].append({**table["rows"][0], "name": "majority", "kind": "majority", "metrics": {"uar": summary(0.3)}})
+    text = page.render(found)
+    first, second = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert "majority class" in first and "majority class" not in second
+    assert "EER (lower is better)" in text and "minDCF 0.05, cosine" in text
+
+
 def test_dots_keep_to_their_axis() -> None:
     text = dots(
         "t", [Dot("a", 0.5, 0.4, 0.9), Dot("b" * 50, None), Dot("c", 0.1, control=0.2)], level=Level("chance", 0.25)
