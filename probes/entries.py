@@ -142,7 +142,7 @@ class Tokenizer(Entry):
 
     def made_of(self, latents: Frames) -> Make | None:
         """What makes codes of the same adapter's latents of a corpus instead of its audio; None where that cannot be."""
-        if self.latents or self.adapter.codes_of(np.asarray(latents[0])) is None:
+        if self.latents or self.adapter.codes_of(np.array(latents[0])) is None:
             return None
         place = {name: i for i, name in enumerate(latents.ids)}
 
