@@ -152,6 +152,24 @@ def test_what_must_not_be_is_refused_in_one_line(
     assert not list((tmp_path / "out").glob("*"))
 
 
+@pytest.mark.parametrize("argv", [["speaker"], ["classify", "--column", "emotion"], ["asr", "--column", "emotion"]])
+def test_one_recording_under_two_ids_is_not_trained_on_and_tested(
+    argv: list[str], tmp_path: Path, write_shards: Any, planted: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes, info = planted(6, 6)
+    for i, (name, row) in enumerate(info.items()):
+        row["split_utt"] = ["train", "dev", "test"][i % 3 if i % 6 else 0]
+        row["path"] = f"{name}.wav"
+    rows = list(info.values())
+    tested = next(row for row in rows if row["split_utt"] == "test")
+    tested["path"] = rows[0]["path"]
+    tokens = write_shards(tmp_path / "tokens", codes, info)
+    given = ["--tokens", str(tokens), "--split-column", "split_utt", "--seeds", "0", "--out", str(tmp_path / "out")]
+    assert main([*argv, *given]) == 2
+    err = capsys.readouterr().err
+    assert "must not share audio, but train and test both have" in err and err.count("\n") == 1
+
+
 def test_tokens_without_labels_are_counted_or_refused(
     tmp_path: Path, write_shards: Any, planted: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
