@@ -157,7 +157,7 @@ def test_products_of_dilated_grouped_and_transposed_convolutions(conv: torch.nn.
 def test_probes_are_timed_on_a_corpus_that_has_what_they_look_for(tmp_path: Path) -> None:
     corpus = probes.make_corpus(0.2)
     assert sum(u.info["seconds"] for u in corpus) >= 720 and len({u.id for u in corpus}) == len(corpus)
-    found = {row["task"]: row for row in probes.measure(1.0, 2, ["speaker"], tmp_path)}
+    found = {row["task"]: row for row in probes.measure(1.0, "fsq", 2, ["speaker"], tmp_path)}
     assert set(found) == {"pooled once", "speaker"}
     assert found["speaker"]["metric"] == "accuracy" and found["speaker"]["value"] > 0.5  # chance: 1 in 40
     assert found["speaker"]["minutes"] == pytest.approx(found["speaker"]["s"] * 6 / 60, abs=0.01)

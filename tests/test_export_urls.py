@@ -103,7 +103,7 @@ def test_whenever_the_store_fails_one_export_is_there_or_none_is_read(old, new, 
             try:
                 export_tokens(new, out, second, overwrite=True)
             except CorpusError as error:
-                message = f"{out}: cannot be written: connection reset; mend that and run the same command"
+                message = f"{out}: cannot be written: connection reset by peer; mend that and run the same command"
                 assert str(error).startswith(message) and "\n" not in str(error)
         if not store.failed:
             break

@@ -87,7 +87,8 @@ def test_every_parameter_learns(config: GeneratorConfig) -> None:
     generator(torch.randn(2, 4, 8), torch.tensor([4, 2])).square().mean().backward()
     for name, p in generator.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all(), name
-        assert p.grad.abs().sum() > 0, name
+        # A constant on a DAAM score goes with the clip's mean: its gradient is rounding, or nothing.
+        assert p.grad.abs().sum() > 0 or name.endswith("gate.project.bias"), name
 
 
 def test_bfloat16_weights_give_a_float32_wave() -> None:

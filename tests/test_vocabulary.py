@@ -152,7 +152,8 @@ def test_command_line(tmp_path, capsys):
     for target, hash in (
         (tmp_path / "t.parquet", METADATA.hash),
         (tmp_path / "tokenizer", tokenizer.hash),
-        ("tiny", ""),
+        ("tiny", SpeechTokenizer.from_pretrained("tiny").hash),
+        ("base", ""),
     ):
         assert main(["vocabulary", str(target), str(tmp_path / "out")]) == 0
         assert f"tokenizer {hash}" in capsys.readouterr().out or not hash
