@@ -62,8 +62,7 @@ class JepaOutput:
         """Of each clip [B], over its frames under `mask` [B, T]: squared error of the prediction, and of the clip's mean target."""
         valid = sequence_mask(self.frame_lengths, mask.shape[1])
         scored = (mask & valid)[..., None]
-        count = valid.sum(1).clamp_min(1)[:, None, None]
-        mean = (self.targets * valid[..., None]).sum(1, keepdim=True) / count  # [B, 1, D]
+        mean = clip_mean(self.targets, valid)
         error, deviation = (self.predictions - self.targets).square(), (self.targets - mean).square()
         return (error * scored).sum((1, 2)), (deviation * scored).sum((1, 2))
 
@@ -191,10 +190,14 @@ class Jepa(nn.Module):
 
 def normalise_over_clip(targets: Tensor, valid: Tensor) -> Tensor:
     """[B, T, D] with each dimension at mean 0 and variance 1 over a clip's frames valid [B, T]; one frame becomes zeros."""
+    centred = (targets - clip_mean(targets, valid)) * valid[..., None]
+    return centred * (clip_mean(centred.square(), valid) + 1e-5).rsqrt()
+
+
+def clip_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of values [B, T, D] over each clip's frames valid [B, T]: [B, 1, D]."""
     real = valid[..., None]
-    count = real.sum(1, keepdim=True).clamp_min(1)
-    centred = (targets - (targets * real).sum(1, keepdim=True) / count) * real
-    return centred * (centred.square().sum(1, keepdim=True) / count + 1e-5).rsqrt()
+    return (values * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
 
 
 def _own_shard(parameter: Tensor) -> Tensor:

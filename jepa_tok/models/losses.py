@@ -54,9 +54,8 @@ class Spectra:
 
     def mean(self, values: Tensor, n_fft: int) -> Tensor:
         """Mean of values [B, L, ...] over the clips' own frames."""
-        if self.lengths is None:
-            return values.mean()
-        return _mean(values, sequence_mask(self.lengths // (n_fft // 4) + 1, values.shape[1]))
+        lengths = self.lengths
+        return _mean(values, None if lengths is None else sequence_mask(lengths // (n_fft // 4) + 1, values.shape[1]))
 
 
 def stft_loss(spectra: Spectra, ffts: Sequence[int]) -> Tensor:
