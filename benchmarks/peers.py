@@ -298,7 +298,8 @@ def make_codec(name: str, waves: list[Tensor]) -> Codec:
     port = BLOCKS.get(block) if preset in PRESETS else None
     source = name if port is None else preset
     if source not in PRESETS:
-        return Ours(name, SpeechTokenizer.from_pretrained(name), "trained")
+        tokenizer = SpeechTokenizer.from_pretrained(name)
+        return Ours(name, tokenizer, f"trained, {tokenizer.hash}")
     tokenizer = SpeechTokenizer.from_config(source)
     tokenizer.fsq.calibrate(torch.cat([tokenizer.latents(wave) for wave in waves]))
     return Ours(name, tokenizer, "random") if port is None else Port(name, tokenizer, "random", port)

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from jepa_tok import packing
-from jepa_tok.corpus import load_utterance
+from jepa_tok.corpus import load_utterance, tokenize_corpus
 from jepa_tok.errors import AudioError
 from jepa_tok.presets import tokenizer_config
 from jepa_tok.tokens import Tokens
@@ -58,6 +58,19 @@ def make_corpus(folder: Path, count: int, bad: tuple[int, ...] = (), rate: int =
         lines.append(json.dumps({"id": f"u{i}", "path": path.name, "speaker": f"s{i % 3}", "number": i}))
     (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
     return folder / "corpus.jsonl"
+
+
+def make_tokens(folder: Path, tokenizer) -> Path:
+    """Audio of five clips, the fourth of them broken, their manifest `m.jsonl`, and their `tokens` in three shards."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(5):
+        soundfile.write(folder / f"u{i}.wav", rng.normal(0, 0.1, 9000 + 3000 * i), RATE)
+        lines.append(json.dumps({"id": f"u{i}", "path": f"u{i}.wav", "speaker": "ann"}))
+    (folder / "u3.wav").write_bytes(b"no audio")
+    (folder / "m.jsonl").write_text("\n".join(lines) + "\n")
+    tokenize_corpus(folder / "m.jsonl", folder / "tokens", tokenizer, rows_per_shard=2, progress=False)
+    return folder
 
 
 def contents(out: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""`jepa-tok verify`: a sound corpus passes, and each kind of damage is found and named."""
+"""`jepa-tok verify`: a sound corpus passes, and each kind of damage is found and named. Exports are in test_verify_exports.py."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ import torch
 from jepa_tok import SpeechTokenizer
 from jepa_tok.cli import main
 from jepa_tok.corpus import ShardMetadata, TokenRow, content_hash, find_shards, tokenize_corpus, write_numbered_shard
-from jepa_tok.corpus.export import export_tokens
-from jepa_tok.corpus.formats import FORMATS
 from jepa_tok.corpus.verify import _twice, verify_tokens
 from jepa_tok.corpus.verify_files import KEPT
 from jepa_tok.errors import CorpusError
+from tests.corpora import make_tokens
 
 METADATA = ShardMetadata("0123456789abcdef", (4,) * 8, 3, (64, 64, 16), 2.5, 24_000)
 HOP = 9600
@@ -32,17 +31,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def made(tokenizer, tmp_path_factory):
-    """Audio of five clips, one of them broken, and their corpus in three shards."""
-    folder = tmp_path_factory.mktemp("made")
-    rng = np.random.default_rng(0)
-    lines = []
-    for i in range(5):
-        soundfile.write(folder / f"u{i}.wav", rng.normal(0, 0.1, 9000 + 3000 * i), 24_000)
-        lines.append(json.dumps({"id": f"u{i}", "path": f"u{i}.wav", "speaker": "ann"}))
-    (folder / "u3.wav").write_bytes(b"no audio")
-    (folder / "m.jsonl").write_text("\n".join(lines) + "\n")
-    tokenize_corpus(folder / "m.jsonl", folder / "tokens", tokenizer, rows_per_shard=2, progress=False)
-    return folder
+    return make_tokens(tmp_path_factory.mktemp("made"), tokenizer)
 
 
 @pytest.fixture
@@ -86,51 +75,6 @@ def test_a_finished_corpus_is_sound(corpus, made, tokenizer):
     assert list(report.checks) == ["state", "shards", "content", "metadata", "rows", "ids", "totals", "audio"]
     assert not any(found.startswith("not checked") for found in report.checks.values())
     assert report.checks["audio"].startswith("4 utterances encoded again: 0 of ")
-
-
-@pytest.mark.parametrize("to", FORMATS)
-def test_exports_are_verified_too(corpus, made, tokenizer, tmp_path, to):
-    export_tokens(corpus, tmp_path / "out", to)
-    report = verify_tokens(tmp_path / "out", tokenizer=tokenizer, source=made / "m.jsonl", sample=2)
-    assert report.sound and report.checks["rows"] == "4 are sound" and "2 utterances" in report.checks["audio"]
-    metadata = tmp_path / "out/metadata.json"
-    metadata.write_text(metadata.read_text().replace('"samples": ', '"samples": 1'))
-    report = verify_tokens(tmp_path / "out")
-    assert list(report.failed) == ["totals"] and "`samples`" in report.failures[0]
-
-
-@pytest.mark.parametrize(
-    ("to", "file", "old", "new"),
-    [
-        ("bin", "tokens.bin", None, None),
-        ("bin", "rows.jsonl", b'"ann"', b'"amn"'),
-        ("jsonl", "tokens.jsonl", b'"u0"', b'"u9"'),
-        ("kaldi", "utt2spk", b"u2 ann", b"u2 amn"),
-        ("kaldi", "utt2num_samples", b"u0 9000", b"u0 9001"),
-    ],
-)
-def test_a_change_that_breaks_no_rule_shows_in_the_digest(corpus, tmp_path, to, file, old, new):
-    export_tokens(corpus, tmp_path / "out", to)
-    assert verify_tokens(tmp_path / "out").sound
-    path = tmp_path / "out" / file
-    data = path.read_bytes()
-    changed = bytes([data[0] ^ 1, *data[1:]]) if old is None else data.replace(old, new)
-    assert changed != data
-    path.write_bytes(changed)
-    assert_failed(verify_tokens(tmp_path / "out"), "totals", "`digest` must be", "export the tokens again")
-
-
-def test_the_digest_is_that_of_the_rows_in_any_format_and_order(corpus, tmp_path):
-    digests = {export_tokens(corpus, tmp_path / to, to).digest for to in FORMATS}
-    assert len(digests) == 1 and export_tokens(corpus, tmp_path / "less", "bin", columns=[]).digest not in digests
-    for file in (tmp_path / "kaldi").iterdir():  # as Kaldi's tools leave them, were they to sort the other way
-        if file.suffix != ".json":
-            file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
-    assert verify_tokens(tmp_path / "kaldi").sound
-    metadata = json.loads((tmp_path / "jsonl/metadata.json").read_text())
-    del metadata["digest"]  # an export made before there were any
-    (tmp_path / "jsonl/metadata.json").write_text(json.dumps(metadata))
-    assert verify_tokens(tmp_path / "jsonl").sound
 
 
 def test_plain_shards_get_fewer_checks_and_it_is_said(corpus, made):
