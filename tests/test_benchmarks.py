@@ -161,4 +161,4 @@ def test_probes_are_timed_on_a_corpus_that_has_what_they_look_for(tmp_path: Path
     found = {row["task"]: row for row in probes.measure(1.0, "fsq", 2, ["speaker"], tmp_path)}
     assert set(found) == {"pooled once", "speaker"}
     assert found["speaker"]["metric"] == "accuracy" and found["speaker"]["value"] > 0.5  # chance: 1 in 40
-    assert found["speaker"]["minutes"] == pytest.approx(found["speaker"]["s"] * 6 / 60, abs=0.01)
+    assert found["speaker"]["minutes"] == pytest.approx(found["speaker"]["cpu s"] * 6 / 60, abs=0.01)

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import tarfile
 import threading
 from functools import partial
@@ -15,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from jepa_tok.corpus import Utterance, load_utterance, read_corpus, spool_corpus, write_manifest
+from jepa_tok.corpus import Utterance, find_shards, load_utterance, read_corpus, spool_corpus, write_manifest
 from jepa_tok.corpus.audio_source import Slice
+from jepa_tok.corpus.formats import open_tokens
+from jepa_tok.corpus.verify import verify_tokens
 from jepa_tok.errors import AudioError, CorpusError
 from jepa_tok.files import as_path
 from tests.corpora import RATE, audio_column, heard, outcomes, sound, write_parquet
@@ -272,8 +275,26 @@ def test_sources_by_http(tmp_path):
         assert all("range requests" in error for error in outcomes(read_corpus(f"{url}/shards/s-0.tar")))
         (tmp_path / "flat/wav/1.flac").unlink()
         first, missing, last = outcomes(read_corpus(f"{url}/m.jsonl"))
-        assert (first, last) == (0, 2) and "1.flac" in missing
+        assert (first, last) == (0, 2) and "1.flac" in missing and "404" in missing
+        with pytest.raises(CorpusError, match=r"/gone.jsonl: no such file or folder\.$"):
+            read_corpus(f"{url}/gone.jsonl")
         server.shutdown()
+
+
+def test_a_server_that_does_not_answer_is_told_from_a_missing_file(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and not listening: whoever connects is refused
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        for use, name in [
+            (read_corpus, "m.jsonl"),
+            (find_shards, "out"),
+            (open_tokens, "tokens.parquet"),
+            (verify_tokens, "tokens.parquet"),
+        ]:
+            with pytest.raises(CorpusError, match=f"^{url}/{name}: cannot be read: Connect call failed [^\n]*$"):
+                use(f"{url}/{name}")
+        (found,) = outcomes([Utterance("a", f"{url}/a.flac")])
+        assert found.startswith(f"'{url}/a.flac' must be an audio file, but cannot be read: Connect call failed")
 
 
 def test_the_page_on_inputs_runs(tmp_path, monkeypatch):

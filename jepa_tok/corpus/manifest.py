@@ -32,6 +32,7 @@ from jepa_tok.corpus.utterance import (
     check_id,
     check_path,
     check_segment,
+    check_there,
     fail,
     one_line,
     read_lines,
@@ -64,8 +65,8 @@ def iter_corpus(
         # A URL with a suffix is a file: to ask a server costs a request, and not all can tell.
         is_folder = path.is_dir() if not is_url(text) else not path.suffix
         is_pattern = "{" in text and not is_folder and not path.exists()
-        if not is_pattern and not path.exists():
-            raise CorpusError(f"{source}: no such file or folder.")
+        if not is_pattern:
+            check_there(path)
     if is_folder:
         from jepa_tok.corpus.folder import read_folder
 

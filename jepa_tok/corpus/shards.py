@@ -38,7 +38,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from jepa_tok.corpus.schema import RESERVED, ShardMetadata, TokenRow, column_types, from_table, to_table
-from jepa_tok.corpus.utterance import one_line
+from jepa_tok.corpus.utterance import check_there, one_line
 from jepa_tok.errors import CorpusError
 from jepa_tok.files import as_path, atomic_writer, is_url
 
@@ -194,8 +194,7 @@ def find_shards(path: str | os.PathLike[str]) -> list[Path]:
     path = as_path(path)
     if path.is_file():
         return [path]
-    if not path.is_dir():
-        raise CorpusError(f"{path}: no such file or folder.")
+    check_there(path)
     numbered = list_shards(path)
     others = sorted(file for file in path.glob("tokens-*.parquet") if not _NAME.fullmatch(file.name))
     shards = [*numbered.values(), *others]

@@ -236,7 +236,29 @@ def reading(name: str) -> Iterator[None]:
         raise CorpusError(f"{name}: cannot be read: {one_line(error)}.") from None
 
 
+def check_there(path: Path) -> None:
+    """Raises CorpusError where nothing is at `path`: that there is no such file, or what its server said in place of an answer."""
+    if path.exists():
+        return
+    why: BaseException | None = None
+    if is_url(path):  # `exists` of a server that cannot be reached, or refuses, is False
+        remote: Any = path
+        try:
+            remote.fs.info(remote.path)
+        except Exception as error:
+            why = _cause(error)
+    if why is None or isinstance(why, FileNotFoundError) or getattr(why, "status", None) == 404:
+        raise CorpusError(f"{path}: no such file or folder.")
+    raise CorpusError(f"{path}: cannot be read: {one_line(why)}.")
+
+
+def _cause(error: BaseException) -> BaseException:
+    # fsspec calls whatever goes wrong with a URL a missing file, named by the URL alone; the cause tells more.
+    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+
+
 def one_line(error: BaseException) -> str:
     """What an exception says, as one line without a full stop."""
+    error = _cause(error)
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split()).rstrip(".")

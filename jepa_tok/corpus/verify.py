@@ -20,6 +20,7 @@ from jepa_tok.corpus.run import SKIPPED_FILE
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow
 from jepa_tok.corpus.shards import CORPUS_FILE, read_state
 from jepa_tok.corpus.spool import UtteranceList, spool_corpus
+from jepa_tok.corpus.utterance import check_there
 from jepa_tok.corpus.verify_files import Export, Shards, VerifyReport
 from jepa_tok.errors import AudioError, CorpusError
 from jepa_tok.files import as_path
@@ -51,8 +52,7 @@ def verify_tokens(
     if sample < 1:
         raise CorpusError(f"`sample` must be at least 1, but is {sample} instead.")
     place = as_path(path)
-    if not place.exists():
-        raise CorpusError(f"{place}: no such file or folder.")
+    check_there(place)
     report = VerifyReport(str(place))
     exported = ExportInfo.read(place) if place.is_dir() and (place / METADATA_FILE).exists() else None
     tokens: Shards | Export

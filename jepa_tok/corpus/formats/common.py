@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from jepa_tok.corpus.schema import RESERVED, ShardMetadata, TokenRow, check_row
 from jepa_tok.corpus.shards import find_shards, open_shard, read_metadata, read_shards
-from jepa_tok.corpus.utterance import one_line
+from jepa_tok.corpus.utterance import check_there, one_line
 from jepa_tok.errors import CorpusError
 from jepa_tok.files import as_path, is_url
 
@@ -126,8 +126,7 @@ def open_tokens(path: str | os.PathLike[str]) -> TokenSource:
     tokenizers.
     """
     path = as_path(path)
-    if not path.exists():
-        raise CorpusError(f"{path}: no such file or folder.")
+    check_there(path)
     if path.is_dir() and (path / METADATA_FILE).exists():
         info = ExportInfo.read(path)
         if info.layout != "parquet":
