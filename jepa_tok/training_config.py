@@ -157,9 +157,18 @@ class CodecConfig:
     usage_weight: float = 0.0
     """Fine-tuned encoders: weight of the penalty on dimensions whose bounded values are not spread evenly over the levels."""
 
+    mel_head_stage: int = 0
+    """Stages of the generator below the mel head, which tells the log-mels from the steps there; 0: no such head (paper)."""
+
+    mel_head_weight: float = 4.0
+    """Weight of the mel head's error."""
+
     def check(self) -> None:
         """Raises ConfigError where fields contradict each other."""
         self.tokenizer.check()
+        stages = len(self.tokenizer.generator.strides)
+        if not 0 <= self.mel_head_stage <= stages:
+            raise ConfigError(f"`mel_head_stage` must lie in [0, {stages}], but is {self.mel_head_stage} instead.")
         if not 0.0 <= self.average_decay < 1.0:
             raise ConfigError(f"`average_decay` must lie in [0, 1), but is {self.average_decay} instead.")
         for name in (
@@ -169,6 +178,7 @@ class CodecConfig:
             "adversarial_weight",
             "adversarial_seconds",
             "usage_weight",
+            "mel_head_weight",
         ):
             if getattr(self, name) < 0.0:
                 raise ConfigError(f"`{name}` must be at least 0, but is {getattr(self, name)} instead.")

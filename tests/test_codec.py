@@ -11,7 +11,8 @@ import torch
 from benchmarks import flops
 from jepa_tok.config import EncoderConfig, GeneratorConfig, QuantizerConfig, TokenizerConfig
 from jepa_tok.models.codec import Codec, CodecOutput
-from jepa_tok.presets import tokenizer_config
+from jepa_tok.models.mel_head import MelHead
+from jepa_tok.presets import codec_config, tokenizer_config
 from jepa_tok.training_config import CodecConfig, DiscriminatorConfig
 
 CONFIG = CodecConfig(
@@ -47,6 +48,7 @@ CONFIG = CodecConfig(
     stft_ffts=[256, 64],
 )
 FINE_TUNED = dataclasses.replace(CONFIG, freeze_encoder=False)
+WITH_HEAD = dataclasses.replace(FINE_TUNED, mel_head_stage=1)
 
 
 def build(config: CodecConfig = CONFIG) -> Codec:
@@ -122,10 +124,10 @@ def test_the_generator_can_learn_from_fixed_discriminators() -> None:
 
 
 def test_generator_loss_is_the_weighted_sum() -> None:
-    weights = {"l1": 3.0, "stft": 0.5, "mel": 0.7, "adversarial": 0.2, "usage": 0.3}
-    out = build(dataclasses.replace(CONFIG, **{f"{name}_weight": value for name, value in weights.items()}))(sines())
+    weights = {"l1": 3.0, "stft": 0.5, "mel": 0.7, "adversarial": 0.2, "usage": 0.3, "mel_head": 0.9}
+    out = build(dataclasses.replace(WITH_HEAD, **{f"{name}_weight": value for name, value in weights.items()}))(sines())
     total = sum(value * getattr(out, name) for name, value in weights.items()) + 0.2 * out.feature_matching
-    assert out.mel > 0 and out.usage > 0
+    assert out.mel > 0 and out.usage > 0 and out.mel_head > 0
     torch.testing.assert_close(out.generator_loss, total)
 
 
@@ -173,6 +175,69 @@ def test_a_frozen_encoder_makes_the_tokenizer_s_codes_under_autocast_too() -> No
     with torch.autocast("cpu", torch.bfloat16):
         codes = codec(wave).codes
     assert torch.equal(codes, codec.fsq.quantize(codec.encoder(wave).latents))
+
+
+def test_without_synthesis_the_mel_head_alone_teaches_what_lies_below_it() -> None:
+    codec = build(WITH_HEAD).train()
+    codec.generator.head.forward = None  # type: ignore[assignment]  # a call would fail
+    out = codec(sines(), torch.tensor([1990, 1201]), adversarial=False, disc=False, synthesis=False)
+    below = ("encoder.", "fsq.", "generator.project.", "generator.stages.0.", "mel_head.")
+    expected = {n for n, _ in codec.named_parameters() if n.startswith(below)}
+    assert names(codec, out.generator_loss) == expected
+    assert out.reconstruction is None and out.l1.item() == out.stft.item() == out.mel.item() == 0
+    torch.testing.assert_close(out.generator_loss, 4.0 * out.mel_head)
+
+
+def test_the_mel_head_changes_no_reconstruction() -> None:
+    plain, headed = build(FINE_TUNED).eval(), build(WITH_HEAD).eval()
+    headed.load_state_dict(plain.state_dict(), strict=False)
+    wave, lengths = sines(), torch.tensor([1990, 1201])
+    torch.testing.assert_close(headed(wave, lengths).reconstruction, plain(wave, lengths).reconstruction)
+
+
+def test_the_mel_head_s_loss_is_of_each_clip_s_own_windows() -> None:
+    codec = build(WITH_HEAD).eval()
+    wave = sines(2, 800)
+    alone, padded = codec(wave[:1, :701]), codec(wave[:1], torch.tensor([701]))
+    torch.testing.assert_close(padded.mel_head, alone.mel_head, atol=1e-5, rtol=1e-4)
+
+
+def test_the_mel_head_takes_over_what_a_mel_front_has_heard() -> None:
+    config = codec_config("tiny")
+    config.mel_head_stage = 2
+    codec = build(config).eval()
+    assert isinstance(codec.mel_head, MelHead) and codec.mel_head.same_windows(config.tokenizer.encoder)
+    wave, lengths = 0.1 * torch.randn(2, 24_000), torch.tensor([24_000, 14_321])
+    out = codec(wave, lengths, adversarial=False, disc=False, synthesis=False)
+    codec.mel_head.same_windows = lambda _: False  # type: ignore[method-assign,assignment]
+    again = codec(wave, lengths, adversarial=False, disc=False, synthesis=False)
+    torch.testing.assert_close(out.mel_head, again.mel_head)
+
+
+@pytest.mark.parametrize(
+    "strides, head_hop, stage, windows, hop",
+    [([5, 2, 2, 2], 240, 2, 4, 240), ([6, 5, 5, 8, 8], 1, 1, 8, 200), ([6, 5, 5, 8, 8], 1, 5, 1, 1)],
+)
+def test_windows_of_the_mel_head_fill_a_step_exactly(strides, head_hop, stage, windows, hop) -> None:
+    config = GeneratorConfig(strides=strides, channels=[16] * len(strides), head_hop=head_hop)
+    head = MelHead(config, stage)
+    assert (head.windows, head.logmel.hop) == (windows, hop)
+    x, wave = torch.zeros(1, 16, 3), torch.zeros(1, 3 * windows * hop)
+    assert head(x).shape == (1, *head.logmel(wave).shape[1:])
+
+
+def test_the_mel_head_learns_without_a_waveform() -> None:
+    codec = build(WITH_HEAD).train()
+    wave = sines(1, 2400)
+    optimizer = torch.optim.AdamW([p for n, p in codec.named_parameters() if not is_discriminator(n)], lr=3e-3)
+    losses = []
+    for _ in range(30):
+        out = codec(wave, adversarial=False, disc=False, synthesis=False)
+        optimizer.zero_grad()
+        out.generator_loss.backward()
+        optimizer.step()
+        losses.append(out.mel_head.item())
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
 
 
 @pytest.mark.parametrize("config", [CONFIG, FINE_TUNED])

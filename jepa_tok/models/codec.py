@@ -31,6 +31,7 @@ from jepa_tok.models.losses import (
     mel_loss,
     stft_loss,
 )
+from jepa_tok.models.mel_head import MelHead
 from jepa_tok.training_config import CodecConfig
 
 
@@ -39,17 +40,22 @@ class CodecOutput:
     """Losses (float32 scalars) and what they were computed from."""
 
     generator_loss: Tensor
-    """Sum of l1, stft, mel, adversarial + feature_matching and usage, each times its weight."""
+    """Sum of l1, stft, mel, adversarial + feature_matching, usage and mel_head, each times its weight."""
 
     discriminator_loss: Tensor
     """Least-squares GAN loss of the discriminators, summed over them; 0 where they did not run."""
 
     l1: Tensor
+    """This and all that judges a reconstruction: exactly 0 without `synthesis`."""
+
     stft: Tensor
     """Exactly 0 in training with `stft_weight` 0."""
 
     mel: Tensor
     """Exactly 0 with `mel_weight` 0."""
+
+    mel_head: Tensor
+    """Exactly 0 without a mel head."""
 
     usage: Tensor
     """Exactly 0 with `usage_weight` 0."""
@@ -60,8 +66,8 @@ class CodecOutput:
     feature_matching: Tensor
     """Exactly 0 without `adversarial`."""
 
-    reconstruction: Tensor
-    """[B, S] float32, zero past each clip's samples."""
+    reconstruction: Tensor | None
+    """[B, S] float32, zero past each clip's samples; None without `synthesis`."""
 
     codes: Tensor
     """[B, T, D] int64; what stands past a clip's frames means nothing."""
@@ -92,9 +98,13 @@ class Codec(nn.Module):
         self.fsq = FSQ(config.tokenizer.quantizer)
         self.generator = Generator(config.tokenizer.generator)
         self.discriminator = Discriminator(config.discriminator)
+        self.mel_head: MelHead | None = None
+        if config.mel_head_stage:
+            self.mel_head = MelHead(config.tokenizer.generator, config.mel_head_stage)
         self.average: nn.ModuleDict | None = None
         if config.average_decay:
-            parts = ("generator",) if config.freeze_encoder else ("encoder", "fsq", "generator")
+            parts = ["generator"] if config.freeze_encoder else ["encoder", "fsq", "generator"]
+            parts += ["mel_head"] if config.mel_head_stage else []
             self.average = nn.ModuleDict({name: copy.deepcopy(getattr(self, name)) for name in parts})
             self.register_buffer("updates", torch.zeros((), dtype=torch.float32))
         self.freeze().train()
@@ -120,7 +130,7 @@ class Codec(nn.Module):
         return self
 
     def part(self, name: str) -> nn.Module:
-        """`encoder`, `fsq` or `generator`: as it trains in training mode, in evaluation its average where there is one."""
+        """`encoder`, `fsq`, `generator` or `mel_head`: as it trains in training mode, in evaluation its average where there is one."""
         if self.average is not None and not self.training and name in self.average:
             return self.average[name]
         return getattr(self, name)
@@ -150,7 +160,12 @@ class Codec(nn.Module):
                 torch._foreach_add_(averages, steps)
 
     def forward(
-        self, wave: Tensor, lengths: Tensor | None = None, adversarial: bool = True, disc: bool = True
+        self,
+        wave: Tensor,
+        lengths: Tensor | None = None,
+        adversarial: bool = True,
+        disc: bool = True,
+        synthesis: bool = True,
     ) -> CodecOutput:
         """Reconstructs a batch and computes all losses, as means over each clip's own samples.
 
@@ -160,14 +175,79 @@ class Codec(nn.Module):
             untrained discriminator says is noise.
         :param disc: Whether the discriminators train. With both flags False they do not run, and their parameters get no
             gradient: DistributedDataParallel then needs `find_unused_parameters=True`; with `disc=True` it never does.
+        :param synthesis: Whether a waveform is made. Without it the mel head alone judges, no stage above it runs, and both
+            flags before must be False.
         """
         if lengths is not None:
             wave = wave * sequence_mask(lengths, wave.shape[1])
-        encoded, codes, fake = self.reconstruct(wave, lengths)
+        encoded, codes, x, mask = self._decode_to_head(wave, lengths)
 
         c = self.config
+        zero = x.new_zeros((), dtype=torch.float32)
+        losses = dict.fromkeys(("l1", "stft", "mel", "adversarial", "feature_matching"), zero)
+        g_loss = d_loss = usage = mel_head = zero
+        fake: Tensor | None = None
+        if synthesis:
+            fake = self._synthesise(x, mask, wave, lengths)
+            g_loss, d_loss, losses = self._judge_reconstruction(fake, wave, lengths, adversarial, disc)
+        head = self.part("mel_head") if self.mel_head is not None else None
+        if isinstance(head, MelHead):
+            shared = head.same_windows(c.tokenizer.encoder)
+            mel_head = head.loss(x, wave, lengths, encoded.logmel if shared else None)
+            g_loss = g_loss + c.mel_head_weight * mel_head
+        if c.usage_weight:
+            usage = self._usage(encoded)
+            g_loss = g_loss + c.usage_weight * usage
+        return CodecOutput(
+            generator_loss=g_loss,
+            discriminator_loss=d_loss,
+            mel_head=mel_head,
+            usage=usage,
+            reconstruction=fake,
+            codes=codes,
+            latents=encoded.latents,
+            frame_lengths=encoded.lengths,
+            **losses,
+        )
+
+    def reconstruct(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[EncoderOutput, Tensor, Tensor]:
+        """wave [B, S] -> what the encoder heard, codes [B, T, D], reconstruction [B, S]."""
+        encoded, codes, x, mask = self._decode_to_head(wave, lengths)
+        return encoded, codes, self._synthesise(x, mask, wave, lengths)
+
+    def _decode_to_head(
+        self, wave: Tensor, lengths: Tensor | None
+    ) -> tuple[EncoderOutput, Tensor, Tensor, Tensor | None]:
+        """wave [B, S] -> what the encoder heard, codes [B, T, D], and [B, C, L], [B, L] where the mel head stands."""
+        if self.config.freeze_encoder:
+            # At the weights' own precision: the decoder is to learn from the codes that the tokenizer will make, and bf16
+            # autocast changes two in a hundred of them.
+            with torch.no_grad(), torch.autocast(wave.device.type, enabled=False):
+                encoded = self.encoder(wave, lengths)
+        else:
+            encoded = self.part("encoder")(wave, lengths)
+        quantised, codes = self.part("fsq")(encoded.latents)
+        generator = self.part("generator")
+        assert isinstance(generator, Generator)
+        x, mask = generator.begin(quantised, encoded.lengths)
+        return encoded, codes, *generator.upsample(x, mask, end=self.config.mel_head_stage)
+
+    def _synthesise(self, x: Tensor, mask: Tensor | None, wave: Tensor, lengths: Tensor | None) -> Tensor:
+        """From where the mel head stands to the reconstruction [B, S] of wave [B, S]."""
+        generator = self.part("generator")
+        assert isinstance(generator, Generator)
+        fake = generator.head(*generator.upsample(x, mask, start=self.config.mel_head_stage))[:, : wave.shape[1]]
+        if lengths is not None:  # the last frame reaches past the clip's last sample
+            fake = fake * sequence_mask(lengths, wave.shape[1])
+        return fake
+
+    def _judge_reconstruction(
+        self, fake: Tensor, wave: Tensor, lengths: Tensor | None, adversarial: bool, disc: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The generator's weighted loss and the discriminators', and each term by its name in `CodecOutput`."""
+        c = self.config
         zero = fake.new_zeros(())
-        d_loss = adversarial_loss = matching = stft = mel = usage = zero
+        d_loss = adversarial_loss = matching = stft = mel = zero
         if disc or adversarial:
             real_part, fake_part, sizes = self._segments(wave, fake, lengths)
             with torch.set_grad_enabled(disc and torch.is_grad_enabled()):
@@ -188,38 +268,14 @@ class Codec(nn.Module):
         if c.mel_weight:
             mel = mel_loss(spectra, c.mel_ffts, c.tokenizer.encoder.sample_rate)
             g_loss = g_loss + c.mel_weight * mel
-        if c.usage_weight:
-            usage = self._usage(encoded)
-            g_loss = g_loss + c.usage_weight * usage
-        return CodecOutput(
-            generator_loss=g_loss,
-            discriminator_loss=d_loss,
-            l1=l1,
-            stft=stft,
-            mel=mel,
-            usage=usage,
-            adversarial=adversarial_loss,
-            feature_matching=matching,
-            reconstruction=fake,
-            codes=codes,
-            latents=encoded.latents,
-            frame_lengths=encoded.lengths,
-        )
-
-    def reconstruct(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[EncoderOutput, Tensor, Tensor]:
-        """wave [B, S] -> what the encoder heard, codes [B, T, D], reconstruction [B, S]."""
-        if self.config.freeze_encoder:
-            # At the weights' own precision: the decoder is to learn from the codes that the tokenizer will make, and bf16
-            # autocast changes two in a hundred of them.
-            with torch.no_grad(), torch.autocast(wave.device.type, enabled=False):
-                encoded = self.encoder(wave, lengths)
-        else:
-            encoded = self.part("encoder")(wave, lengths)
-        quantised, codes = self.part("fsq")(encoded.latents)
-        fake = self.part("generator")(quantised, encoded.lengths)[:, : wave.shape[1]]
-        if lengths is not None:  # the last frame reaches past the clip's last sample
-            fake = fake * sequence_mask(lengths, wave.shape[1])
-        return encoded, codes, fake
+        terms = {
+            "l1": l1,
+            "stft": stft,
+            "mel": mel,
+            "adversarial": adversarial_loss,
+            "feature_matching": matching,
+        }
+        return g_loss, d_loss, terms
 
     def _judge(self, fake: Tensor, lengths: Tensor | None) -> list[list[Feature]]:
         """Feature maps of `fake` with the discriminators' weights as constants."""

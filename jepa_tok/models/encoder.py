@@ -47,6 +47,9 @@ class EncoderOutput:
     gates: list[Tensor] | None = None
     """DAAM gate of each stage, [B, L of that stage], where asked for."""
 
+    logmel: Tensor | None = None
+    """Log-mels [B, L, M] that a `mel` front heard, float32; what stands past a clip's steps means nothing."""
+
 
 class WaveFront(nn.Module):
     """Fixed gain and Conv1d k7 at the sample rate (paper)."""
@@ -81,10 +84,13 @@ class MelFront(nn.Module):
         self.logmel = LogMel(config.sample_rate, config.n_fft, config.front_hop, config.n_mels, config.causal)
         self.conv = TimeConv(config.n_mels, config.front_channels, 3, causal=config.causal)
 
-    def forward(self, wave: Tensor, mask: Tensor | None, state: StreamState | None) -> Tensor:
-        """[B, S], zero outside each clip; mask [B, L] of its steps -> [B, C, L], L = ceil(S / front_hop)."""
-        mel = self.logmel(wave, state).to(self.conv.weight.dtype).transpose(1, 2)
-        return self.conv(apply_mask(mel, mask), state)  # padding holds log-silence, where a clip alone meets zeros
+    def forward(self, wave: Tensor, mask: Tensor | None, state: StreamState | None) -> tuple[Tensor, Tensor]:
+        """[B, S], zero outside each clip; mask [B, L] of its steps -> [B, C, L] and log-mels [B, L, M], L = ceil(S / front_hop)."""
+        logmel = self.logmel(wave, state)
+        mel = logmel.to(self.conv.weight.dtype).transpose(1, 2)
+        return self.conv(
+            apply_mask(mel, mask), state
+        ), logmel  # padding holds log-silence, where a clip alone meets zeros
 
 
 class StridedConv(nn.Conv1d):
@@ -250,7 +256,10 @@ class Encoder(nn.Module):
         steps = -(-size // rate)
         heard = sequence_mask(lengths, steps)
         basis: Tensor | None = None
-        if isinstance(self.front, WaveFront) and mask is None and not self.config.causal:
+        logmel: Tensor | None = None
+        if isinstance(self.front, MelFront):
+            x, logmel = self.front(wave, heard, state)  # [B, C, L], [B, L, M]
+        elif mask is None and not self.config.causal:
             # Nothing but a mask stands between the front's conv and the first stage's: 64 channels at 24 kHz, the largest
             # tensor of all, need not be made.
             x, basis = self.front.factors(wave)  # [B, R, L], [C, R]
@@ -274,7 +283,7 @@ class Encoder(nn.Module):
         z = apply_mask(self.project(x), heard).transpose(1, 2)  # [B, T, D]
         for conformer in self.conformers:
             z = conformer(z, heard, state)
-        return EncoderOutput(z, lengths, gates if return_gates else None)
+        return EncoderOutput(z, lengths, gates if return_gates else None, logmel)
 
 
 def _steps_back(module: nn.Module) -> int:

@@ -82,12 +82,23 @@ class Generator(nn.Module):
         :returns: wave [B, T * hop] float32, zero from lengths * hop on. `wave` head: in (-1, 1); `istft` head: unbounded. In
             a stream it comes `config.delay` samples late: a stream's first samples are silence before its beginning.
         """
+        x, mask = self.begin(latents, lengths)
+        x, mask = self.upsample(x, mask, state=state)
+        return self.head(x, mask, state)
+
+    def begin(self, latents: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Latents [B, T, D] -> projected [B, C, T], and which steps [B, T] are the clips' own (None: all)."""
         x = latents.transpose(1, 2).to(self.project.weight.dtype)  # [B, D, T]
         mask = None if lengths is None else sequence_mask(lengths.to(x.device), x.shape[-1])
-        x = apply_mask(self.project(x), mask)  # [B, C, T]
-        for stage in self.stages:
-            x, mask = stage(x, mask, state)  # [B, C, L], [B, L]
-        return self.head(x, mask, state)
+        return apply_mask(self.project(x), mask), mask
+
+    def upsample(
+        self, x: Tensor, mask: Tensor | None, start: int = 0, end: int | None = None, state: StreamState | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Stages `start` to `end` (all that follow if None): [B, C, L], [B, L] -> [B, C', L'], [B, L']."""
+        for stage in list(self.stages)[start:end]:
+            x, mask = stage(x, mask, state)
+        return x, mask
 
 
 class UpStage(nn.Module):

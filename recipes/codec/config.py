@@ -105,6 +105,10 @@ class CodecRecipeConfig(Validatable):
     calibration_frames: int = 2_000
     """Latent frames of training clips that the `norm` bound is set to at the start; 0 leaves it as initialised."""
 
+    synthesis_start: int = 0
+    """First step in which a waveform is made. Before it encoder and low-rate stages learn from the mel head alone (`mel_head_stage`
+    of the model), at a fraction of a step's price."""
+
     gan: GanSection = field(default_factory=GanSection)
 
     samples: SamplesSection = field(default_factory=SamplesSection)
@@ -139,5 +143,9 @@ class CodecRecipeConfig(Validatable):
             )
         if self.tokenizer is not None and (self.encoder.path or self.encoder.name or self.encoder.random):
             result.add_error("`tokenizer` and `encoder` exclude each other.")
+        if self.gan.discriminator_start < self.synthesis_start:
+            result.add_error(
+                f"`gan.discriminator_start` must be at least `synthesis_start` ({self.synthesis_start}), but is {self.gan.discriminator_start} instead."
+            )
         check_warmup(result, self.lr_scheduler, self.regime)
         return result

@@ -71,6 +71,10 @@ class CodecRecipe(Recipe):
             accumulate=config.trainer.grad_accumulation.num_batches,
         )
         base = context.get_model_as(Codec)
+        if config.synthesis_start > 1 and base.mel_head is None:
+            raise RecipeError(
+                f"`synthesis_start` must be 0 without a mel head (`model.config_overrides.mel_head_stage`), but is {config.synthesis_start} instead."
+            )
         context.get_optimizer().register_step_post_hook(lambda *_: base.update_average())
         train_unit = CodecTrainUnit(
             context.get_data_parallel_model(),
@@ -79,6 +83,7 @@ class CodecRecipe(Recipe):
             augment=config.augment,
             discriminator_start=config.gan.discriminator_start,
             adversarial_start=config.gan.adversarial_start,
+            synthesis_start=config.synthesis_start,
         )
         context.get_optimizer().register_step_post_hook(train_unit.finite)
         if valid_reader is None:
@@ -91,12 +96,15 @@ class CodecRecipe(Recipe):
             context.output_dir / "tb" / "samples" if recorded else None,
             {ids[i] for i in picks},
         )
-        return context.create_trainer(train_unit, train_reader, [CodecEvalUnit(base, samples)], [valid_reader])
+        return context.create_trainer(
+            train_unit, train_reader, [CodecEvalUnit(base, samples, config.synthesis_start)], [valid_reader]
+        )
 
     @override
     def has_static_autograd_graph(self, context: RecipeContext) -> bool:
-        # Before the discriminators come in, their parameters get no gradient, which DDP has to be told.
-        return context.get_config_as(CodecRecipeConfig).gan.discriminator_start <= 1
+        # Before the waveform and the discriminators come in, parameters get no gradient, which DDP has to be told.
+        config = context.get_config_as(CodecRecipeConfig)
+        return max(config.gan.discriminator_start, config.synthesis_start) <= 1
 
     @property
     @override

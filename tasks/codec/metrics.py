@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from tasks.speech import SPEECH_METRICS, float_metric
 
-LOSSES = ("generator_loss", "discriminator_loss", "l1", "stft", "mel", "usage", "adversarial", "feature_matching")
+RECONSTRUCTION = ("l1", "stft", "mel", "mel_head")
+"""Fields of `CodecOutput` that are recorded in training and in validation."""
+
+LOSSES = ("generator_loss", "discriminator_loss", *RECONSTRUCTION, "usage", "adversarial", "feature_matching")
 """Fields of `CodecOutput` that are recorded in training."""
 
 CODES = ("code_usage", "dead_dims", "between_clip_share", "effective_rank")
@@ -15,9 +18,10 @@ CODEC_METRICS = [
     float_metric("l1", "L1", 202),
     float_metric("stft", "STFT Loss", 203),
     float_metric("mel", "Mel Loss (nats)", 204),
-    float_metric("usage", "Usage Penalty", 205),
-    float_metric("adversarial", "Adversarial Loss", 206),
-    float_metric("feature_matching", "Feature Matching", 207),
+    float_metric("mel_head", "Mel Head (nats)", 205),
+    float_metric("usage", "Usage Penalty", 206),
+    float_metric("adversarial", "Adversarial Loss", 207),
+    float_metric("feature_matching", "Feature Matching", 208),
     float_metric("code_usage", "Code Usage", 220, higher_better=True),
     float_metric("dead_dims", "Dead Dimensions", 221),
     float_metric("between_clip_share", "Between-Clip Share", 222, higher_better=True),

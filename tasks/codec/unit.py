@@ -19,7 +19,7 @@ from jepa_tok._fairseq2.speech_reader import SpeechBatch
 from jepa_tok.models.codec import Codec, CodecOutput
 from jepa_tok.monitor import collapse_stats
 from tasks.augment import AugmentSection, augment
-from tasks.codec.metrics import CODES, LOSSES
+from tasks.codec.metrics import CODES, LOSSES, RECONSTRUCTION
 from tasks.codec.samples import SampleWriter
 from tasks.speech import FiniteCheck, add_speech_metrics, update_speech_metrics
 
@@ -32,6 +32,7 @@ class CodecTrainUnit(TrainUnit[SpeechBatch]):
 
     :param model: What the trainer wraps (DDP); called for its losses.
     :param augment: What is done to the clips; the decoder is to give back what was heard, noise included.
+    :param synthesis_start: First step in which a waveform is made; before it the mel head alone judges.
     :param discriminator_start: First step in which the discriminators train.
     :param adversarial_start: First step in which the generator hears them.
     """
@@ -45,10 +46,12 @@ class CodecTrainUnit(TrainUnit[SpeechBatch]):
         augment: AugmentSection,
         discriminator_start: int,
         adversarial_start: int,
+        synthesis_start: int = 0,
     ) -> None:
         self._model = model
         self._seed, self._rank, self._augment = seed, rank, augment
         self._discriminator_start, self._adversarial_start = discriminator_start, adversarial_start
+        self._synthesis_start = synthesis_start
         self.finite = FiniteCheck()  # to be registered behind the optimizer's steps
         self._step = 0
         self._batch_nr = 0
@@ -72,6 +75,7 @@ class CodecTrainUnit(TrainUnit[SpeechBatch]):
             batch.lengths,
             adversarial=self._step >= self._adversarial_start,
             disc=self._step >= self._discriminator_start,
+            synthesis=self._step >= self._synthesis_start,
         )
         loss = output.generator_loss + output.discriminator_loss
         self.finite.watch(loss, self._step, batch)
@@ -85,17 +89,19 @@ class CodecEvalUnit(EvalUnit[SpeechBatch]):
     """Reconstruction losses, use of the codes, and samples to listen to.
 
     :param base: The bare module: ranks may have different numbers of batches, so no collective call is made.
+    :param synthesis_start: First training step in which a waveform is made; before it there is none to judge.
     """
 
-    def __init__(self, base: Codec, samples: SampleWriter) -> None:
+    def __init__(self, base: Codec, samples: SampleWriter, synthesis_start: int = 0) -> None:
         self._base, self._samples = base, samples
+        self._synthesis_start = synthesis_start
         self._step = 0
         self._clips: list[tuple[Tensor, Tensor]] = []
         self._frames = 0
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
-        for name in ("l1", "stft", "mel", *CODES):
+        for name in (*RECONSTRUCTION, *CODES):
             metric_bag.add(name, Mean())
         metric_bag.add("num_examples", Sum())
         self._clips, self._frames = [], 0
@@ -106,15 +112,18 @@ class CodecEvalUnit(EvalUnit[SpeechBatch]):
 
     @override
     def process_batch(self, batch: SpeechBatch, metric_bag: MetricBag) -> None:
-        output: CodecOutput = self._base(batch.wave, batch.lengths, adversarial=False, disc=False)
+        synthesis = self._step >= self._synthesis_start
+        output: CodecOutput = self._base(batch.wave, batch.lengths, adversarial=False, disc=False, synthesis=synthesis)
         clips = len(batch.ids)
-        for name in ("l1", "stft", "mel"):
+        for name in RECONSTRUCTION:
             metric_bag.get(name, Mean).update(getattr(output, name), weight=clips)
         metric_bag.get("num_examples", Sum).update(clips)
         for z, codes, frames in zip(output.latents.float().cpu(), output.codes.cpu(), output.frame_lengths.tolist()):
             if self._frames < MAX_MONITORED_FRAMES:
                 self._clips.append((z[:frames], codes[:frames]))
                 self._frames += frames
+        if output.reconstruction is None:
+            return
         for id, wave, fake, size in zip(batch.ids, batch.wave, output.reconstruction, batch.sizes):
             if id in self._samples.ids:
                 self._samples.write(self._step, id, wave[:size], fake[:size])

@@ -241,6 +241,7 @@ def test_contradictions_are_found() -> None:
     assert GanSection(discriminator_start=10, adversarial_start=5).validate().has_error()
     assert EncoderSection(path=Path("x"), random=True).validate().has_error()
     assert CodecRecipeConfig(tokenizer="small", encoder=EncoderSection(random=True)).validate().has_error()
+    assert CodecRecipeConfig(synthesis_start=5_001).validate().has_error()
     config = CodecRecipeConfig()
     config.trainer.data_parallelism = "fsdp"
     assert config.validate().has_error()

@@ -63,6 +63,36 @@ def test_discriminators_and_adversarial_terms_come_in_at_their_steps(codec) -> N
     assert all(p.grad is None for p in codec.encoder.parameters())
 
 
+def test_the_waveform_comes_in_at_its_step(tmp_path: Path) -> None:
+    config = codec_config("tiny")
+    config.mel_head_stage = 2
+    codec = Codec(config)
+    train = CodecTrainUnit(
+        codec,
+        seed=1,
+        rank=0,
+        augment=AugmentSection(),
+        discriminator_start=9,
+        adversarial_start=9,
+        synthesis_start=3,
+    )
+    valid = CodecEvalUnit(codec, SampleWriter(tmp_path / "samples", None, {"c"}), synthesis_start=3)
+    for step in (2, 3):
+        bag, valid_bag = MetricBag(torch.device("cpu")), MetricBag(torch.device("cpu"))
+        train.prepare_metric_bag(bag)
+        train.set_step_nr(step)
+        with torch.no_grad():
+            train.process_batch(make_batch(), bag)
+        valid.prepare_metric_bag(valid_bag)
+        valid.set_train_step_nr(step)
+        with torch.inference_mode():
+            valid.process_batch(make_batch(), valid_bag)
+        for metrics in (bag.metrics, valid_bag.metrics):
+            assert float(metrics["mel_head"].compute()) > 0.0
+            assert (float(metrics["l1"].compute()) > 0.0) == (step == 3)
+    assert [p.name for p in sorted((tmp_path / "samples").iterdir())] == ["original", "step_3"]
+
+
 def test_validation_writes_chosen_clips(codec, tmp_path: Path) -> None:
     codec.eval()
     unit = CodecEvalUnit(codec, SampleWriter(tmp_path / "samples", tmp_path / "tb", {"a/b 1"}))
