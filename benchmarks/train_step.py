@@ -1,11 +1,11 @@
 """What a training step costs: time, audio per second, memory, and the share of the machine's matrix rate that it reaches (MFU).
 
-    python -m benchmarks.train_step [--models paper base small] [--stages 1 2 2-gan] [--device cuda] [--out FILE.json]
+    python -m benchmarks.train_step [--models paper base small] [--stages 1 2-mel 2 2-gan] [--device cuda] [--out FILE.json]
     python -m benchmarks.train_step --models paper --stages 1 --batch 64 --seconds 15 --compile --profile paper.txt
 
 A step is the recipes': forward and backward under bf16 autocast with float32 weights (or float32), gradient norm, fused AdamW, the
-moving average. Stage 1 masks and predicts as the preset does; stage 2 freezes or fine-tunes as `--fine-tune` says; `2-gan` adds the
-discriminators, on segments of --segment seconds. Waves are noise: time does not depend on what they hold, weights are random.
+moving average. Stage 1 masks and predicts as the preset does; stage 2 freezes or fine-tunes as `--fine-tune` says; `2-mel` makes
+no waveform, its mel head stands on the second stage; `2-gan` adds the discriminators, on segments of --segment seconds. Waves are noise: time does not depend on what they hold, weights are random.
 `--compile` and `--recompute` are the recipes' `model.compile` and `trainer.activation_checkpointing`.
 
 FLOPs are what convolutions, products and attention take, forward and backward, two for a multiplication with addition; nothing is
@@ -41,7 +41,7 @@ from jepa_tok.models.regions import block_lists, compile_regions
 from jepa_tok.presets import PRESETS, codec_config, jepa_config
 
 RATE = 24_000
-STAGES = ("1", "2", "2-gan")
+STAGES = ("1", "2-mel", "2", "2-gan")
 
 
 class Step:
@@ -75,10 +75,12 @@ class Step:
         config = codec_config(preset)
         config.freeze_encoder, config.average_decay = not args.fine_tune, 0.999
         config.mel_weight, config.adversarial_seconds = 4.0, args.segment
-        model, gan = Codec(config).to(self._device), stage == "2-gan"
+        synthesis, gan = stage != "2-mel", stage == "2-gan"
+        config.mel_head_stage = 0 if synthesis else 2
+        model = Codec(config).to(self._device)
 
         def loss() -> Tensor:
-            out = model(self._wave, self._lengths, adversarial=gan, disc=gan)
+            out = model(self._wave, self._lengths, adversarial=gan, disc=gan, synthesis=synthesis)
             return out.generator_loss + out.discriminator_loss
 
         return model, loss, model.update_average
