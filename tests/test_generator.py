@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from jepa_tok.config import GeneratorConfig
 from jepa_tok.errors import ConfigError
-from jepa_tok.models.generator import Generator, istft, stft
+from jepa_tok.models.generator import Generator
+from jepa_tok.models.stft import istft, stft
 from jepa_tok.presets import tokenizer_config
 
 MRF = GeneratorConfig(

@@ -12,10 +12,10 @@ from jepa_tok.models.losses import (
     feature_matching_loss,
     generator_loss,
     l1_loss,
-    magnitudes,
     mel_loss,
     stft_loss,
 )
+from jepa_tok.models.stft import magnitudes
 
 FFTS = [512, 128, 32]
 
@@ -55,6 +55,28 @@ def test_padding_is_not_heard_by_the_stft_loss(length: int) -> None:
     alone = stft_loss(Spectra(fake[:1, :length], real[:1, :length]), ffts=FFTS)
     padded = stft_loss(Spectra(fake[:1], real[:1], lengths[:1]), ffts=FFTS)  # noise behind the end
     torch.testing.assert_close(alone, padded)
+
+
+@pytest.mark.parametrize("samples", [1, 63, 64, 65, 500])
+@pytest.mark.parametrize("n_fft", [64, 16])
+def test_magnitudes_and_their_gradient_are_those_of_torch(samples: int, n_fft: int) -> None:
+    torch.manual_seed(0)
+    wave = torch.randn(2, samples, requires_grad=True)
+    window = torch.hann_window(n_fft)
+    spectrum = torch.stft(wave, n_fft, n_fft // 4, window=window, pad_mode="constant", return_complex=True)
+    expected, found = spectrum.abs().transpose(1, 2), magnitudes(wave, n_fft, n_fft // 4)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(found)
+    gradients = [torch.autograd.grad((m * weights).sum(), wave)[0] for m in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-22, 1e-40])
+def test_silence_gives_a_finite_gradient(level: float) -> None:
+    wave = torch.full((1, 300), level, requires_grad=True)
+    (1e4 * magnitudes(wave, 64, 16)).sum().backward()
+    assert wave.grad is not None and wave.grad.isfinite().all()
+    assert level or wave.grad.eq(0).all()
 
 
 def test_mel_loss_of_a_gain_is_its_logarithm_where_there_is_sound() -> None:

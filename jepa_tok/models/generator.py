@@ -13,7 +13,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jepa_tok.config import GeneratorConfig
 from jepa_tok.errors import ConfigError
@@ -30,6 +29,7 @@ from jepa_tok.models.layers import (
     init_weights,
     sequence_mask,
 )
+from jepa_tok.models.stft import istft
 
 MAX_LOG_MAGNITUDE = math.log(100.0)
 """Ceiling of the `istft` head's log-magnitudes: exp() of an untrained layer must not reach infinity (Vocos)."""
@@ -205,62 +205,6 @@ class IstftHead(nn.Module):
         phase = PHASE_SCALE * phase
         spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
         return istft(spectrum, self.n_fft, self.hop, mask, state)
-
-
-def istft(
-    spectrum: Tensor, n_fft: int, hop: int, mask: Tensor | None = None, state: StreamState | None = None
-) -> Tensor:
-    """Inverse STFT (Hann window, least squares) whose step i is centred on samples [i * hop, (i + 1) * hop).
-
-    Inverse of `stft`: windowed inverse FFTs are overlapped, added and divided by the sum of squared windows. That sum is
-    each clip's own: where a clip ends, no window of the padding behind it counts.
-
-    :param spectrum: complex [B, N / 2 + 1, L].
-    :param mask: Bool [B, L], True on a clip's own steps; None if every step is.
-    :param state: Of the streams that the spectrum continues.
-    :returns: wave [B, L * hop], zero past a clip's own steps; in a stream (n_fft - hop) // 2 samples late, when no later
-        step reaches them.
-    """
-    window = torch.hann_window(n_fft, device=spectrum.device)
-    frames = torch.fft.irfft(spectrum, n=n_fft, dim=1).transpose(1, 2) * window  # [B, L, N]
-    size, before = frames.shape[1] * hop, (n_fft - hop) // 2
-    start = before  # of the samples that are given
-    if state is not None:
-        context = math.ceil(n_fft / hop) - 1  # steps whose windows reach into this piece
-        start = context * hop
-        mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device) if mask is None else mask
-        frames = look_back(frames, context, state, "istft frames", dim=1)
-        mask = look_back(mask, context, state, "istft mask")
-    envelope = window.square().expand(1, frames.shape[1], n_fft)  # [1, L, N]
-    if mask is not None:
-        frames, envelope = frames * mask[..., None], envelope * mask[..., None]
-    wave = _overlap_add(frames, hop)[:, start : start + size]
-    envelope = _overlap_add(envelope, hop)[:, start : start + size]
-    if mask is not None:  # windows reach past the clip's last sample
-        wave = wave * mask.repeat_interleave(hop, dim=1)[:, start - before : start - before + size]
-    return wave / envelope.clamp_min(1e-8)
-
-
-def stft(wave: Tensor, n_fft: int, hop: int) -> Tensor:
-    """STFT on the grid of `istft`: wave [B, L * hop] -> complex [B, N / 2 + 1, L], zeros beyond both ends."""
-    before = (n_fft - hop) // 2
-    padded = F.pad(wave, (before, n_fft - hop - before))
-    window = torch.hann_window(n_fft, device=wave.device)
-    return torch.stft(padded, n_fft, hop, window=window, center=False, return_complex=True)
-
-
-def _overlap_add(frames: Tensor, hop: int) -> Tensor:
-    """Adds frames [B, L, N] at multiples of `hop`: [B, at least (L - 1) * hop + N].
-
-    Frames are cut into pieces of one hop, so that a few shifted additions do it: unlike a scatter, the order of additions
-    is fixed on every device.
-    """
-    pieces = math.ceil(frames.shape[-1] / hop)
-    frames = F.pad(frames, (0, pieces * hop - frames.shape[-1])).unflatten(-1, (pieces, hop))  # [B, L, pieces, hop]
-    total = F.pad(frames[:, :, 0], (0, 0, 0, pieces - 1))  # [B, L + pieces - 1, hop]
-    for i in range(1, pieces):
-        total = total + F.pad(frames[:, :, i], (0, 0, i, pieces - 1 - i))
-    return total.flatten(1)
 
 
 def _check(config: GeneratorConfig) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from jepa_tok.models.discriminator import Feature
 from jepa_tok.models.layers import sequence_mask
 from jepa_tok.models.logmel import LogMel, mel_filters
+from jepa_tok.models.stft import magnitudes
 
 LOG_EPSILON = 1e-5
 """Added to magnitudes before the logarithm: the level below which a bin counts as silent (paper, section 3.4)."""
@@ -87,16 +88,6 @@ def mel_loss(spectra: Spectra, ffts: Sequence[int], sample_rate: int) -> Tensor:
             a, b = ((x @ filters + LogMel.FLOOR).log() for x in spectra.at(n_fft))  # [B, L, M]
         total = total + spectra.mean((a - b).abs(), n_fft)
     return total / len(ffts)
-
-
-def magnitudes(wave: Tensor, n_fft: int, hop: int) -> Tensor:
-    """Magnitudes of the centred STFT with zeros beyond both ends: [B, S] -> [B, S // hop + 1, n_fft // 2 + 1]."""
-    with torch.autocast(wave.device.type, enabled=False):
-        window = torch.hann_window(n_fft, device=wave.device)
-        spectrum = torch.stft(
-            wave.float(), n_fft, hop, window=window, center=True, pad_mode="constant", return_complex=True
-        )
-        return spectrum.abs().transpose(1, 2)  # abs has gradient zero at zero, where sqrt(re² + im²) has none
 
 
 def discriminator_loss(real: list[list[Feature]], fake: list[list[Feature]]) -> Tensor:
