@@ -89,7 +89,7 @@ def measure(group: Group, folder: Path, device: str, commit: str | None) -> Iter
         return
     prepared: dict[str, ProbeData] = {}
     for cell in group.cells:
-        began = time.monotonic()
+        began, own = time.monotonic(), time.process_time()
         try:
             if cell.task.name not in prepared:
                 prepared[cell.task.name] = cell.task.prepare(clips.data(group.corpus.utterances))
@@ -104,6 +104,7 @@ def measure(group: Group, folder: Path, device: str, commit: str | None) -> Iter
                 notes=outcome.notes,
                 counts=data.counts,
                 seconds=round(time.monotonic() - began, 2),
+                cpu_seconds=round(time.process_time() - own, 2),  # other work on the machine does not count
                 commit=commit,
             )
             text = _json(record)

@@ -51,8 +51,13 @@ def build(
         "seeds": list(seeds),
         "machine": machine(),
         "versions": versions(),
-        "seconds": round(sum(r.get("seconds", 0.0) for r in records), 1),
+        "seconds": _sum(records, "seconds"),
+        "cpu_seconds": _sum(records, "cpu_seconds"),
     }
+
+
+def _sum(records: Sequence[dict[str, Any]], name: str) -> float:
+    return round(sum(r.get(name, 0.0) for r in records), 1)
 
 
 def _table(task: Task, entries: Sequence[Entry], cells: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -212,7 +217,7 @@ def facts(results: dict[str, Any]) -> list[tuple[str, str]]:
         ("seeds", ", ".join(map(str, results["seeds"]))),
         ("machine", results["machine"]),
         ("versions", ", ".join(f"{k} {v}" for k, v in results["versions"].items())),
-        ("time of all cells", f"{results['seconds']:g} s"),
+        ("time of all cells", f"{results['seconds']:g} s, {results['cpu_seconds']:g} s of one CPU core"),
         ("failed cells", str(results["failed"])),
     ]
 
