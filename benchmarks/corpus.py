@@ -7,13 +7,14 @@ share   `tokenize_corpus` of the manifest's first clips in this process: the par
 growth  `jepa-tok tokenize` of corpora of --sizes clips, made of the manifest's clips over and over under new ids, in processes of
         their own: clips a second by the run's own clock, and peak resident memory. The smallest size runs before and after
         each other one, and the ratio is to the median of those runs, so that a busy machine shows in their spread.
-heap    Resident memory of this process after each shard of --rows-per-shard of the clips; with --keep-heap, without asking the C
-        library to give freed memory back after each, as was done once.
+heap    Memory of this process after each shard of --rows-per-shard of the clips: resident, and by glibc's own count what is in use
+        and what is free but kept. With --keep-heap, without asking the C library to give freed memory back after each shard.
 list    Resident memory that a list of --utterances takes while a corpus is read.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import statistics
@@ -88,6 +89,37 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+class _Mallinfo(ctypes.Structure):
+    """What mallinfo2 of glibc gives."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
+def malloc() -> dict[str, float]:
+    """MiB that malloc has given out, and that it holds for later; empty where it is not glibc's, of 2.33 or later."""
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        return {}
+    ask.restype = _Mallinfo
+    found = ask()
+    return {"in use, MiB": (found.uordblks + found.hblkhd) / 2**20, "free, MiB": found.fordblks / 2**20}
+
+
 def measure_heap(tokenizer: SpeechTokenizer, clips: list[Utterance], rows: int, keep: bool) -> list[dict[str, Any]]:
     """Resident memory after each shard of so many clips."""
     if keep:
@@ -98,7 +130,9 @@ def measure_heap(tokenizer: SpeechTokenizer, clips: list[Utterance], rows: int, 
         run.start()
         for index in run.pending():
             run.make(index)
-            found.append({"clips": min(len(clips), (index + 1) * rows), "resident, MiB": resident() / 2**20})
+            found.append(
+                {"clips": min(len(clips), (index + 1) * rows), "resident, MiB": resident() / 2**20, **malloc()}
+            )
             print_table([found[-1]])
         run.close()
     return found

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from jepa_tok import SpeechTokenizer, hub, load_audio
@@ -232,6 +236,25 @@ def test_errors_of_the_system_name_the_output_and_not_its_temporary_file(jepa_to
 
     monkeypatch.setattr("jepa_tok.cli.info.run", full)
     assert_error(jepa_tok("info", "tiny"), "x.parquet: No space left on device")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="of POSIX shells")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(folder, clips, tmp_path, closed):
+    command = [sys.executable, "-m", "jepa_tok", "encode", *clips, "-o", tmp_path / "t.parquet", "--tokenizer", folder]
+    line = f"{shlex.join(map(str, command))} {closed}"
+    run = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "") and ("2 clips" in run.stdout) == (">&-" not in closed.split())
+    assert len(list(read_shards(tmp_path / "t.parquet"))) == 2
+    bad = subprocess.run(["sh", "-c", f"{line} --seed x"], capture_output=True, text=True)
+    assert (bad.returncode, bad.stdout) == (2, "")
+
+
+def test_a_terminal_that_knows_fewer_characters(tmp_path):
+    soundfile.write(tmp_path / "ü.wav", np.zeros(100), 24_000)
+    command = [sys.executable, "-m", "jepa_tok", "info", tmp_path / "ü.wav"]
+    run = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert run.returncode == 0 and rb"\xfc.wav" in run.stdout and run.stderr == b""
 
 
 def test_a_reader_that_goes_away(tmp_path):

@@ -17,13 +17,14 @@ from jepa_tok.corpus import (
     Utterance,
     encode_utterances,
     find_shards,
+    maker,
     read_corpus,
     read_shards,
     spool_corpus,
     tokenize_corpus,
 )
 from jepa_tok.errors import AudioError, CorpusError
-from tests.corpora import Counter, contents, make_corpus
+from tests.corpora import RATE, Counter, contents, make_corpus
 
 
 def test_rows_are_those_of_the_clips_in_manifest_order(tmp_path):
@@ -178,6 +179,23 @@ def test_holes_in_the_heap_are_given_back():
     )
     freed = int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
     assert freed > 50e6, "of 100 MB"
+
+
+def test_freed_memory_is_given_back_within_a_shard(tmp_path, monkeypatch):
+    manifest = make_corpus(tmp_path, 12)
+    heard = []
+    monkeypatch.setattr(maker, "GIVE_BACK", 2.0)
+    monkeypatch.setattr(maker, "give_memory_back", lambda: heard.append(len(counter.batches)))
+    counter = Counter()
+    tokenize_corpus(manifest, tmp_path / "out", counter)
+    seconds = [sum(lengths) / RATE for lengths in counter.batches]
+    due, total = [], 0.0
+    for clip, length in enumerate(seconds, 1):
+        total += length
+        if total >= 2.0:
+            due.append(clip)
+            total = 0.0
+    assert heard == [*due, 12] and len(due) >= 2, "and once a shard is written"
 
 
 # Other libraries' readers open the shards as they are -----------------------------------------------------------------

@@ -7,6 +7,7 @@ Exit status: 0 done; 1 done, but files were skipped (tokenize) or checks failed 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,7 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `jepa-tok` with `argv` (default: the process's own) and returns its exit status."""
+    _mend_streams()
     hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         args = make_parser().parse_args(argv)
@@ -76,6 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{name}{e.strerror or e}")
     finally:
         sys.unraisablehook = hook
+
+
+def _mend_streams() -> None:
+    """Makes printing safe where streams are closed (`>&-`) or know fewer characters than paths and ids have."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # It gets the lowest free number, which is the closed one's: no shard may have it, as libraries write to it.
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _interrupt_again(lost: Any) -> None:
