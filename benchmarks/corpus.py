@@ -7,16 +7,17 @@ share   `tokenize_corpus` of the manifest's first clips in this process: the par
 growth  `jepa-tok tokenize` of corpora of --sizes clips, made of the manifest's clips over and over under new ids, in processes of
         their own: clips a second by the run's own clock, and peak resident memory. The smallest size runs before and after
         each other one, and the ratio is to the median of those runs, so that a busy machine shows in their spread.
-heap    Memory of this process after each shard of --rows-per-shard of the clips: resident, and by glibc's own count what is in use
-        and what is free but kept. With --keep-heap, without asking the C library to give freed memory back after each shard.
+heap    Clips for each CPU second of this process, and its memory, after each shard of --rows-per-shard of the clips, which come
+        --times over under new ids: resident, at its peak, and by glibc's own count what is in use and what is free but kept. With
+        --keep-heap, without asking the C library to give freed memory back.
 list    Resident memory that a list of --utterances takes while a corpus is read.
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -84,9 +85,10 @@ def measure_growth(options: list[str], clips: list[Utterance], sizes: list[int])
     return rows
 
 
-def resident() -> int:
-    """Resident memory of this process in bytes (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def resident(which: str = "VmRSS") -> int:
+    """Resident memory of this process in bytes; `VmHWM`: at its peak (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{which}:"))
 
 
 class _Mallinfo(ctypes.Structure):
@@ -121,17 +123,25 @@ def malloc() -> dict[str, float]:
 
 
 def measure_heap(tokenizer: SpeechTokenizer, clips: list[Utterance], rows: int, keep: bool) -> list[dict[str, Any]]:
-    """Resident memory after each shard of so many clips."""
+    """Speed and memory of each shard of so many clips."""
     if keep:
         maker.give_memory_back = lambda: None
-    found = []
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         run = CorpusRun(clips, Path(folder, "out"), tokenizer, rows_per_shard=rows)
         run.start()
         for index in run.pending():
+            began = time.process_time()
             run.make(index)
+            size = len(run.members(index))
             found.append(
-                {"clips": min(len(clips), (index + 1) * rows), "resident, MiB": resident() / 2**20, **malloc()}
+                {
+                    "clips": index * rows + size,
+                    "clips/cpu s": size / (time.process_time() - began),
+                    "resident, MiB": resident() / 2**20,
+                    "peak, MiB": resident("VmHWM") / 2**20,
+                    **malloc(),
+                }
             )
             print_table([found[-1]])
         run.close()
@@ -166,6 +176,7 @@ def main() -> int:
     parser.add_argument("--utterances", type=int, default=1_000_000, help="of the list (default: a million)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rows-per-shard", type=int, default=100, help="of the part heap (default: 100)")
+    parser.add_argument("--times", type=int, default=1, help="see the part heap (default: 1)")
     parser.add_argument("--keep-heap", action="store_true", help="see the part heap")
     args = parser.parse_args()
 
@@ -180,7 +191,8 @@ def main() -> int:
         found["share"] = [measure_share(tokenizer, clips, threads) for threads in (1, 2)]
         print_table(found["share"])
     if "heap" in args.parts:
-        found["heap"] = measure_heap(tokenizer, clips, args.rows_per_shard, args.keep_heap)
+        again = [dataclasses.replace(u, id=f"{u.id}/{i}") for i in range(args.times) for u in clips]
+        found["heap"] = measure_heap(tokenizer, again, args.rows_per_shard, args.keep_heap)
         print_table(found["heap"])
     if "growth" in args.parts:
         found["growth"] = measure_growth(options, clips, args.sizes)
