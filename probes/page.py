@@ -35,7 +35,7 @@ def render(results: dict[str, Any]) -> str:
     )
     head = (
         f"<header><h1>{escape(title)}</h1><p class=lead>What heads can read in the tokens, beside their controls.</p>"
-        f"<p>{_prose(tables.NOTE)}</p><p>{links}</p>{failed}</header>"
+        f"<p>{_prose(tables.NOTE)} {_prose(tables.absent_note(results))}</p><p>{links}</p>{failed}</header>"
     )
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in tables.facts(results))
     how = f'<section id="how"><h2>How</h2><p><code>{escape(results["command"])}</code></p><dl class="facts">{facts}</dl></section>'

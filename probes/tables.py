@@ -4,7 +4,8 @@
       {"corpus": "fsdd", "task": "keyword", "better": {"uar": "higher"}, "rows": [
         {"name": "exp/tok", "kind": "tokenizer", "bits_per_second": 640.0, "frame_rate": 2.5, "error": "",
          "metrics":  {"uar": {"mean": 0.9, "low": 0.86, "high": 0.93, "values": [0.9, 0.91, 0.89]}},
-         "shuffled": {"uar": {...}}, "signal": true}, ...]}], "command": ..., "commit": ..., "seeds": [...], ...}
+         "shuffled": {"uar": {...}}, "signal": true}, ...]}],
+     "absent": ["random:CONFIG"], "command": ..., "commit": ..., "seeds": [...], ...}
 
 Kinds: `tokenizer`, then the controls `logmel`, `majority` and `chance`. `shuffled` is the same row with its labels permuted.
 """
@@ -17,11 +18,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from jepa_tok.provenance import commit, machine, versions
-from probes.entries import LOGMEL, Entry
+from probes.entries import LATENT, LOGMEL, Entry, Tokenizer
 from probes.results import cell, interval_note, md_row
 from probes.suite import Suite, Task
 
 FORMAT = "jepa-tok-probe-suite/1"
+UNTRAINED = "random:"
 
 NOTE = (
     "Mean ± deviation over seeds [95 % interval by bootstrap over speakers]. A row says something only where it leaves its controls behind: the same row with shuffled "
@@ -44,6 +46,7 @@ def build(
         "format": FORMAT,
         "suite": suite.name,
         "tables": found,
+        "absent": absent_controls(entries),
         "failed": sum(r["status"] == "failed" for r in records),
         "command": shlex.join(["python", "-m", "probes", *argv]),
         "commit": commit(),
@@ -54,6 +57,25 @@ def build(
         "seconds": _sum(records, "seconds"),
         "cpu_seconds": _sum(records, "cpu_seconds"),
     }
+
+
+def absent_controls(entries: Sequence[Entry]) -> list[str]:
+    """Rows that the command could have had besides: an untrained tokenizer, and latents of those that have some."""
+    from jepa_tok.adapters import Adapter
+
+    rows = {entry.name for entry in entries}
+    found = [] if any(name.startswith(UNTRAINED) for name in rows) else [f"{UNTRAINED}CONFIG"]
+    for entry in entries:
+        if isinstance(entry, Tokenizer) and not entry.latents and not entry.name.startswith(UNTRAINED):
+            has = type(entry.adapter).latents is not Adapter.latents
+            found += [LATENT + entry.name] if has and LATENT + entry.name not in rows else []
+    return found
+
+
+def absent_note(results: dict[str, Any]) -> str:
+    """A sentence on the controls that the command left out; empty where it has all."""
+    names = ", ".join(f"`{name}`" for name in results["absent"])
+    return f"Controls that were not asked for: {names}." if names else ""
 
 
 def _sum(records: Sequence[dict[str, Any]], name: str) -> float:
@@ -195,7 +217,11 @@ def splits_of(table: dict[str, Any]) -> list[str]:
 
 def markdown(results: dict[str, Any]) -> str:
     """`results.md`."""
-    lines = [f"# Probes: {results['suite']}", "", NOTE, ""]
+    lines = [
+        f"# Probes: {results['suite']}",
+        "",
+        *(line for note in (NOTE, absent_note(results)) if note for line in (note, "")),
+    ]
     for table in results["tables"]:
         head = header(table)
         lines += [f"## {table['corpus']}: {table['task']}", "", f"{table['about']}", ""]

@@ -52,7 +52,7 @@ def results(**changes: Any) -> dict[str, Any]:
     return {
         "suite": "tones", "tables": [table], "failed": 2, "command": "python -m probes run --suite 'a b'", "commit": "abc",
         "commits_of_cells": ["abc", "def"], "seeds": [0, 1], "machine": "m", "versions": {"python": "3"}, "seconds": 1.0,
-        "cpu_seconds": 1.0,
+        "cpu_seconds": 1.0, "absent": [],
     } | changes  # fmt: skip
 
 

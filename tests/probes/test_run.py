@@ -88,6 +88,12 @@ def test_a_planted_signal_is_found_beside_its_controls(run: Run, tmp_path: Path,
     assert rows["pitch"]["bits_per_second"] == 60.0 and len(rows["pitch"]["metrics"]["uar"]["values"]) == 3
     out = capsys.readouterr().out
     assert "tones: speaker" in out and "labels shuffled" in out
+    missing = "Controls that were not asked for: `random:CONFIG`, `latent:noise`."
+    assert missing in (tmp_path / "out/results.md").read_text()
+    assert (
+        missing.replace("`random:CONFIG`", "<code>random:CONFIG</code>")[:60]
+        in (tmp_path / "out/results.html").read_text()
+    )
     assert "| pitch | 60 | 1.000" in (tmp_path / "out/results.md").read_text()
 
 
