@@ -17,6 +17,7 @@ def register(container: DependencyContainer) -> None:
 
     from jepa_tok._fairseq2.lm import register_lm
     from jepa_tok._fairseq2.models import register_models
+    from jepa_tok._fairseq2.muon import register_muon
     from jepa_tok._fairseq2.speech_data import register_speech_dataset
     from jepa_tok._fairseq2.tokenizer import register_tokenizers
 
@@ -24,4 +25,5 @@ def register(container: DependencyContainer) -> None:
     register_tokenizers(container)
     register_speech_dataset(container)
     register_lm(container)
+    register_muon(container)
     register_package_assets(container, "jepa_tok.cards")

@@ -166,7 +166,7 @@ def test_shipped_yaml_files_are_valid(name: str) -> None:
         config = loader.load(recipe.config_kls, file, None)
         validator.validate(config)
         assert config.model.arch in ("tiny", "small", "base") and config.common.no_sweep_dir  # type: ignore[attr-defined]
-        if name == "codec":
+        if name == "codec" and config.optimizer.name == "adamw":  # type: ignore[attr-defined]
             assert float(config.optimizer.config.groups[0].lr) == config.optimizer.config.lr / 2  # type: ignore[attr-defined]
 
 
