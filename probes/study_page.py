@@ -109,17 +109,17 @@ def _mels(found: dict[str, Any], names: Sequence[str]) -> str:
     every = [v for n in names for kind in ("subframes", "offsets") for row in found["mels"][n][kind] for v in row if v]
     top = max(1e-3, *every)
     for kind, title, columns in (
-        ("subframes", "log-mels at each place in the frame, read from each token", None),
-        (
-            "offsets",
-            "log-mels of a frame, read from a token of it (0) and of its neighbours",
-            [f"{o:+d}" if o else "0" for o in slots.OFFSETS],
-        ),
+        ("subframes", "log-mels within the frame", None),
+        ("offsets", "log-mels of frames around", [f"{o:+d}" if o else "0" for o in slots.OFFSETS]),
     ):
+        across = (
+            "steps of the frame in their order" if columns is None else "frames before and behind the token's own, 0"
+        )
         for name in names:
             read = found["mels"][name]
             grid = read[kind]
             whole = read.get("all")
+            empty = " Empty: clips are too short." if any(v is None for row in grid for v in row) else ""
             all_digits = f" All digits of the frame: {_bounds(whole)}." if whole else ""
             out.append(
                 heat(
@@ -128,8 +128,8 @@ def _mels(found: dict[str, Any], names: Sequence[str]) -> str:
                     columns or _numbers(len(grid[0])),
                     [[None if v is None else max(0.0, v) / top for v in row] for row in grid],
                     [["" if v is None else f"{v:.3f}" for v in row] for row in grid],
-                    f"R² of a linear map from the token's one-hot digits, on speakers it was not fitted on; rows are tokens, "
-                    f"shades to {top:.2f} in all four maps.{all_digits}",
+                    f"R² of a linear map from a token's one-hot digits, on speakers it was not fitted on. Rows: tokens; columns: {across}. "
+                    f"Shades to {top:.2f} in all four maps.{empty}{all_digits}",
                     labels=False,
                 )
             )
@@ -149,7 +149,12 @@ def _gates(found: dict[str, Any], names: Sequence[str]) -> str:
             value, low, high = (measured[key] for key in ("mean", "low", "high")) if measured else (None, None, None)
             label = f"stage {row['stage']}, {row['steps_per_second']:g} steps/s, \u03b1 {row['alpha']:.3f}"
             rows.append(Dot(label, value, low, high, other["mean"] if other else None))
-        note = "Mean over clips; bars: 95 % intervals by bootstrap over speakers. Hollow: the untrained encoder."
+        bars = "; bars: 95 % intervals by bootstrap over speakers" if any(row.low is not None for row in rows) else ""
+        hollow = f" Hollow: {names[1]}." if control else ""
+        empty = (
+            " Stages without a dot: clips have fewer than three steps." if any(r.value is None for r in rows) else ""
+        )
+        note = f"Mean over clips{bars}.{hollow}{empty}"
         out.append(dots(f"DAAM gate, {signal}: {what}", rows, level=Level("no relation", level), note=note))
     return "".join(out)
 
