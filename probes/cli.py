@@ -226,7 +226,11 @@ def _add_suite(p: argparse.ArgumentParser) -> None:
     p.add_argument("--suite", required=True, metavar="NAME", help="a suite's name, or the .yaml file of one")
     p.add_argument("--data", default="data", metavar="ROOT", help="folder of the corpora; default: data")
     p.add_argument(
-        "--tasks", type=_names, default=[], metavar="NAME,...", help="of the suite's tasks these alone; default: all"
+        "--tasks",
+        type=_names,
+        default=[],
+        metavar="NAME,...",
+        help="of the suite's tasks these alone, each as TASK or CORPUS.TASK; default: all",
     )
     p.add_argument("--out", required=True, metavar="DIR", help="folder of the results; a run with it again goes on")
     p.add_argument(

@@ -97,7 +97,10 @@ def _plot(table: dict[str, Any], main: str) -> str:
 
 def _rows(table: dict[str, Any]) -> str:
     arrows = {"higher": " ↑", "lower": " ↓"}
-    names = "".join(f"<th class=n style='white-space:normal'>{escape(metric_name(m))}{arrows[way]}</th>" for m, way in table["better"].items())
+    names = "".join(
+        f"<th class=n style='white-space:normal'>{escape(metric_name(m))}{arrows[way]}</th>"
+        for m, way in table["better"].items()
+    )
     body = "".join(_line(table, *line) for line in tables.lines_of(table))
     return (
         "<div class=scroll><table><thead><tr><th style='min-width:150px'>row</th><th class=n>bit/s</th><th class=n>frames/s</th>"

@@ -134,17 +134,18 @@ class Suite:
     def only(self, tasks: Sequence[str]) -> Suite:
         """The suite with these tasks alone, and the corpora that have one; all of it where none is named.
 
-        Raises ProbeError where it has no such task.
+        A name may be `TASK`, or `CORPUS.TASK` for that of one corpus. Raises ProbeError where the suite has no such task.
         """
-        known = sorted({task.name for corpus in self.corpora for task in corpus.tasks})
-        unknown = sorted(set(tasks) - set(known))
+        known = sorted({t.name for c in self.corpora for t in c.tasks})
+        unknown = sorted(set(tasks) - set(known) - {f"{c.name}.{t.name}" for c in self.corpora for t in c.tasks})
         if unknown:
             raise ProbeError(
                 f"`--tasks` must be of {', '.join(known)} in the suite `{self.name}`, but has `{unknown[0]}`."
             )
         if not tasks:
             return self
-        kept = [replace(c, tasks=[t for t in c.tasks if t.name in tasks]) for c in self.corpora]
+        asked = set(tasks)
+        kept = [replace(c, tasks=[t for t in c.tasks if asked & {t.name, f"{c.name}.{t.name}"}]) for c in self.corpora]
         return Suite(self.name, [c for c in kept if c.tasks])
 
 

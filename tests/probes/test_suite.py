@@ -47,6 +47,8 @@ def test_all_is_every_free_corpus(tmp_path: Path) -> None:
     assert [c.name for c in found.corpora] == names
     probes = {task.probe for c in found.corpora for task in c.tasks}
     assert probes == {"asr", "speaker", "classify"}
+    some = found.only(["an4.asr", "keyword"])
+    assert [(c.name, [t.name for t in c.tasks]) for c in some.corpora] == [("an4", ["asr"]), ("fsdd", ["keyword"])]
 
 
 # --- layouts
