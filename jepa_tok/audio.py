@@ -306,6 +306,8 @@ def _as_float(wave: Any, name: str) -> Tensor:
             raise AudioError(
                 f"{name} must be a tensor, array or rectangular list of samples, but is {type(wave).__name__} instead."
             ) from None
+    if wave.layout != torch.strided or wave.is_meta:
+        raise AudioError(f"{name} must be a dense tensor with values, but is sparse or on the meta device instead.")
     wave = wave.detach().cpu()
     if wave.is_floating_point():
         return wave.float()

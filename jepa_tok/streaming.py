@@ -106,6 +106,8 @@ class StreamingSession:
         groups = self.tokenizer.num_groups
         if ids.ndim != 2 or ids.shape[1] != groups:
             raise TokenError(f"`ids` must have shape [T, {groups}], but has {list(ids.shape)} instead.")
+        if num_samples is not None and (isinstance(num_samples, bool) or not hasattr(num_samples, "__index__")):
+            raise TokenError(f"`num_samples` must be an integer, but is {num_samples!r} instead.")
         hop, frames = self.tokenizer.hop, self._spoken + ids.shape[0]
         excess = 0 if num_samples is None else frames * hop - num_samples
         if not 0 <= excess < (hop if ids.shape[0] else 1):

@@ -127,6 +127,8 @@ def test_the_input_is_left_alone():
         (torch.zeros(5, dtype=torch.uint8), 24_000, "audio must be floats in [-1, 1] or int8, int16 or int32, but has dtype uint8 instead."),
         (torch.zeros(5, dtype=torch.bool), 24_000, "audio must be floats in [-1, 1] or int8, int16 or int32, but has dtype bool instead."),
         (torch.zeros(5, dtype=torch.complex64), 24_000, "audio must be floats in [-1, 1] or int8, int16 or int32, but has dtype complex64 instead."),
+        (torch.zeros(5).to_sparse(), 24_000, "audio must be a dense tensor with values, but is sparse or on the meta device instead."),
+        (torch.zeros(5, device="meta"), 24_000, "audio must be a dense tensor with values, but is sparse or on the meta device instead."),
         ([[0.0], [0.0, 0.0]], 24_000, "audio must be a tensor, array or rectangular list of samples, but is list instead."),
         ("hello", 24_000, "audio must be a tensor, array or rectangular list of samples, but is str instead."),
         (None, 24_000, "audio must be a tensor, array or rectangular list of samples, but is NoneType instead."),

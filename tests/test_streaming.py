@@ -351,6 +351,9 @@ def test_misuse_is_told_in_one_line() -> None:
         for ids in (torch.zeros(1, groups), torch.full((1, groups), 2**20)):
             with pytest.raises(TokenError):
                 session.decode(ids)
+        for length in (1.5, "1", True, float("nan"), 0, HOP + 1):
+            with pytest.raises(TokenError, match="`num_samples` must"):
+                session.decode(torch.zeros(1, groups, dtype=torch.int64), length)
         assert session.flush().shape == (0,)  # nothing that was refused has been decoded
     for call in (session.flush, session.finish, lambda: session.decode(torch.zeros(0, groups, dtype=torch.int64))):
         with pytest.raises(JepaTokError, match="`with` block"):
