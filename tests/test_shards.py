@@ -236,6 +236,8 @@ def test_bad_rows_are_named(tmp_path, columns, message):
         ({"metadata": "[]"}, "broken"),
         ({"metadata": METADATA.to_json().replace("tokens/1", "tokens/9")}, "format must be"),
         ({"metadata": METADATA.to_json().replace("[64, 64, 16]", "[64, 64, 64]")}, "contradicts itself"),
+        ({"metadata": METADATA.to_json().replace('"group_size": 3', '"group_size": 0')}, "contradicts itself"),
+        ({"metadata": METADATA.to_json().replace('"group_size": 3', '"group_size": -3')}, "contradicts itself"),
         ({"drop": "tokens"}, "no column `tokens`"),
         ({"tokens": pa.array([[0.5], [1.0]])}, "lists of integers"),
     ],

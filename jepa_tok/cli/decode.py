@@ -88,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _targets(args: argparse.Namespace, rows: Any) -> tuple[dict[str, Path], int]:
     # File of each utterance and all their samples; raises CorpusError for ids that no file can have.
+    from jepa_tok.corpus.utterance import MAX_ID_PART, short
+
     wanted = set(args.id or ())
     targets: dict[str, Path] = {}
     samples = 0
@@ -95,8 +97,15 @@ def _targets(args: argparse.Namespace, rows: Any) -> tuple[dict[str, Path], int]
         if wanted and row.id not in wanted:
             continue
         parts = PurePosixPath(row.id).parts
-        if not parts or ".." in parts or PurePosixPath(row.id).is_absolute() or "\0" in row.id or "\\" in row.id:
-            raise CorpusError(f"{args.tokens}: the id {row.id!r} cannot name a file inside {args.out}; rename it.")
+        if (
+            not parts
+            or ".." in parts
+            or PurePosixPath(row.id).is_absolute()
+            or "\0" in row.id
+            or "\\" in row.id
+            or any(len(part.encode("utf-8", "replace")) > MAX_ID_PART for part in parts)
+        ):
+            raise CorpusError(f"{args.tokens}: the id {short(row.id)} cannot name a file inside {args.out}; rename it.")
         if row.id in targets:
             raise CorpusError(f"{args.tokens}: the id '{row.id}' must be unique, but is there twice.")
         targets[row.id] = args.out.joinpath(*parts[:-1], f"{parts[-1]}.{args.format}")

@@ -123,10 +123,11 @@ class ShardMetadata:
             raise CorpusError(f"{name}: the `jepa_tok` metadata is broken: {e!r}.") from None
         sizes = [
             math.prod(metadata.radices[i : i + metadata.group_size])
-            for i in range(0, len(metadata.radices), metadata.group_size)
+            for i in range(0, len(metadata.radices), max(metadata.group_size, 1))
         ]
         is_rate = 0 < metadata.frame_rate <= metadata.sample_rate  # no NaN either
-        if groups != metadata.num_groups or sizes != list(metadata.vocab_sizes) or not is_rate:
+        is_layout = metadata.group_size >= 1 and metadata.num_groups >= 1 and groups == metadata.num_groups
+        if not is_layout or sizes != list(metadata.vocab_sizes) or not is_rate:
             raise CorpusError(f"{name}: the `jepa_tok` metadata contradicts itself.")
         return metadata
 
