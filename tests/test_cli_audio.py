@@ -189,6 +189,22 @@ def test_paths_must_not_be_empty(jepa_tok, folder, clips, tmp_path, monkeypatch)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.wav", "b.flac"]
 
 
+def test_verbs_for_local_files_refuse_urls(jepa_tok, folder, clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ("encode", "http://h/a.wav", "-o", "x"),
+        ("encode", clips[0], "-o", "memory://x"),
+        ("decode", "s3://b/t.parquet", "x"),
+        ("decode", "x", "s3://b/out"),
+        ("resynth", "http://h/a.wav", "x.wav"),
+        ("resynth", clips[0], "memory://x.wav"),
+    ):
+        assert_error(jepa_tok(*arguments, "--tokenizer", folder), "must be a local path, but is the URL", "://")
+    assert_error(jepa_tok("info", "http://h/t.parquet"), "must be a local path, but is the URL 'http://h/t.parquet'")
+    assert jepa_tok("info", f"file://{clips[0]}")[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.wav", "b.flac"]
+
+
 def test_paths_must_be_utf8(jepa_tok, folder, clips, tmp_path):
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
     for arguments in (("tokenize", clips[0], odd), ("verify", odd), ("encode", odd, "-o", "x"), ("decode", "x", odd)):

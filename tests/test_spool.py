@@ -72,7 +72,7 @@ def test_rows_are_chosen_and_checked_as_in_memory(tmp_path):
         assert list(spool_corpus(tmp_path / "m.jsonl", **options)) == read_corpus(tmp_path / "m.jsonl", **options)
     for options, message in (
         ({"split": "test"}, "none of the 2500 utterances meets split=test"),
-        ({"where": "colour=red"}, "there are only: n, split"),
+        ({"where": "colour=red"}, "there are only: id, n, split"),
         ({"where": "colour"}, "column=value"),
     ):
         with pytest.raises(CorpusError, match=message):

@@ -254,6 +254,13 @@ def test_out_and_source_may_be_urls(whole, tmp_path):
 # One folder, one corpus, one tokenizer, one process -------------------------------------------------------------------
 
 
+def test_a_place_that_cannot_be_written_to(whole):
+    with pytest.raises(
+        CorpusError, match=r"^http://127.0.0.1:9/x: cannot be written: its file system cannot do that;[^\n]*$"
+    ):
+        tokenize_corpus(whole[0], "http://127.0.0.1:9/x", Counter())
+
+
 def test_folders_do_not_mix(whole, tmp_path):
     manifest, expected, _ = whole
     other = make_corpus(tmp_path / "in", 3)

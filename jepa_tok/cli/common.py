@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jepa_tok.errors import ConfigError, CorpusError
+from jepa_tok.files import as_path, is_url
 from jepa_tok.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -63,8 +64,12 @@ def place(text: str) -> str:
 
 
 def file_path(text: str) -> Path:
-    """An argparse type: a local path."""
-    return Path(place(text))
+    """An argparse type: a local path, which a URL is not, though `Path` takes `s3://x` for `s3:/x`."""
+    if is_url(place(text)):
+        raise argparse.ArgumentTypeError(
+            f"must be a local path, but is the URL '{text}'; copy it to this machine first"
+        )
+    return as_path(text)
 
 
 def positive(kind: type) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jepa_tok.cli.common import duration
+from jepa_tok.cli.common import duration, file_path
 from jepa_tok.config import TokenizerConfig, to_dict
 from jepa_tok.errors import AudioError, ConfigError
 from jepa_tok.presets import PRESETS, tokenizer_config
@@ -26,7 +26,9 @@ def add_parser(verbs: Any) -> None:
         description="Describes a tokenizer (folder, packaged name or preset), tokens (a shard, or a folder in any format) or an audio file.",
         epilog="example: jepa-tok info my_tokenizer\n         jepa-tok info tokens.parquet --check",
     )
-    parser.add_argument("target", metavar="TARGET", help="a name, a folder or a file")
+    parser.add_argument(
+        "target", metavar="TARGET", type=lambda text: str(file_path(text)), help="a name, a folder or a file"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--check", action="store_true", help="tokens: read and check every row")
     parser.set_defaults(run=run)

@@ -165,7 +165,7 @@ def select(
     for column in values:
         if column != "id" and column not in columns:
             raise CorpusError(
-                f"{name}: `where` names the column '{column}', but there are only: {', '.join(sorted(columns))}."
+                f"{name}: `where` names the column '{column}', but there are only: {', '.join(['id', *sorted(columns)])}."
             )
     if not kept:
         raise CorpusError(f"{name}: none of the {count} utterances meets {' '.join(wanted)}.")

@@ -260,5 +260,7 @@ def _cause(error: BaseException) -> BaseException:
 def one_line(error: BaseException) -> str:
     """What an exception says, as one line without a full stop."""
     error = _cause(error)
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error)
+    if not text:
+        text = "its file system cannot do that" if isinstance(error, NotImplementedError) else type(error).__name__
     return " ".join(str(text).split()).rstrip(".")
