@@ -101,7 +101,7 @@ def give_memory_back() -> None:
     """Asks the C library to give memory that is freed back to the system; nothing happens where it is not glibc.
 
     Tensors of ever other lengths leave holes in its heap, which it keeps: the process would grow by some 80 MiB where
-    what is in use hardly grows (docs/speed.md). It takes some 5 ms.
+    what is in use hardly grows (docs/speed.md). It takes some 6 ms.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
