@@ -117,6 +117,8 @@ def test_widest_group_that_fits():
     assert torch.equal(unpack(pack(codes, radices, 2), radices, 2), codes)
     with pytest.raises(TokenError, match="below 2\\^63"):
         pack([0] * 32, 4, group_size=32)
+    with pytest.raises(TokenError, match=f"gives {2**63} ids"):
+        pack([0] * 63, 2, group_size=63)
     assert pack([3] * 31, 4, group_size=31).tolist() == [4**31 - 1]
 
 
