@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from jepa_tok._fairseq2.muon import ADAMW_RMS, Muon, MuonConfig, is_matrix, orthogonal
+from jepa_tok._fairseq2.muon import ADAMW_RMS, Muon, MuonConfig, orthogonal
 
 
 def model() -> nn.Module:
@@ -46,26 +46,18 @@ def test_singular_values_come_near_one_and_vectors_stay(shape: tuple[int, ...]) 
 
 def test_matrices_and_the_rest_are_groups_of_their_own() -> None:
     net = model()
-    first, second, third = nn.Conv1d(16, 32, 3), net[2], net[4]
+    first, second, third = net[0], net[2], net[4]
     groups = [{"params": [*first.parameters(), *second.parameters()], "lr": 0.5}, {"params": list(third.parameters())}]
     optimizer = Muon(groups, MuonConfig(lr=0.1, matrix_lr_scale=3.0))
     found = [(g["matrices"], g["lr"], len(g["params"])) for g in optimizer.param_groups]
     assert found == [(True, 1.5, 1), (False, 0.5, 3), (True, pytest.approx(0.3), 1), (False, 0.1, 1)]
 
 
-def test_what_counts_as_a_matrix() -> None:
-    layers = [nn.Linear(16, 99), nn.Conv1d(64, 16, 1), nn.Conv2d(16, 16, 1)]
-    assert all(is_matrix(m.weight) for m in layers)
-    others = [nn.Linear(15, 99), nn.Conv1d(64, 64, 3), nn.Conv1d(64, 64, 1, groups=64), nn.LayerNorm(64)]
-    assert not any(is_matrix(m.weight) for m in others)
-
-
-@pytest.mark.parametrize("net", [nn.Linear(64, 256, bias=False), nn.Conv1d(64, 256, 1, bias=False)])
-def test_a_matrix_moves_by_the_size_of_an_adamw_step(net: nn.Module) -> None:
+def test_a_matrix_moves_by_the_size_of_an_adamw_step() -> None:
+    net = nn.Linear(64, 256, bias=False)
     before = net.weight.detach().clone()
     optimizer = Muon(net.parameters(), MuonConfig(lr=1e-2, matrix_lr_scale=1.0, weight_decay=0.0))
-    x = torch.randn(512, 64) if isinstance(net, nn.Linear) else torch.randn(4, 64, 128)
-    net(x).square().mean().backward()
+    net(torch.randn(512, 64)).square().mean().backward()
     optimizer.step()
     moved = (net.weight.detach() - before).square().mean().sqrt().item()
     assert moved == pytest.approx(1e-2 * ADAMW_RMS, rel=0.25)
@@ -91,7 +83,7 @@ def test_it_learns_and_goes_on_from_its_state_as_if_never_stopped() -> None:
     whole, config = model(), MuonConfig(lr=3e-3)
     optimizer = Muon(whole.parameters(), config)
     losses = train(whole, optimizer, 60)
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.3 * losses[0]
     first = model()
     half = Muon(first.parameters(), config)
     assert train(first, half, 30) == losses[:30]

@@ -65,7 +65,8 @@ class MuonConfig:
 class Muon(Optimizer):
     """Both halves as one optimizer, so that one schedule and one checkpoint hold them.
 
-    Each group given becomes up to two: its matrices (`is_matrix`), and all else.
+    Each group given becomes up to two: its matrices (weights of linear layers), and all else. 1x1 convolutions stay with AdamW:
+    here they are projections at the ends and heads, which Muon's even steps serve badly.
 
     :param params: Parameters, or groups of them as torch's optimizers take them.
     """
@@ -80,7 +81,7 @@ class Muon(Optimizer):
             weights = list(group["params"])
             lr = group.get("lr", config.lr)
             for matrices in (True, False):
-                chosen = [p for p in weights if is_matrix(p) == matrices]
+                chosen = [p for p in weights if (p.ndim == 2 and min(p.shape) >= LEAST_SIDE) == matrices]
                 if chosen:
                     rate = lr * config.matrix_lr_scale if matrices else lr
                     parts.append({**group, "params": chosen, "lr": rate, "matrices": matrices})
@@ -121,7 +122,7 @@ class Muon(Optimizer):
             momenta = [self.state[p]["momentum"] for p in some]
             torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])  # type: ignore[arg-type]
             ahead = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # type: ignore[arg-type]
-            steps = orthogonal(ahead.flatten(2)).reshape(ahead.shape) * (ADAMW_RMS * max(ahead.shape[1:3]) ** 0.5)
+            steps = orthogonal(ahead) * (ADAMW_RMS * max(ahead.shape[1:]) ** 0.5)
             torch._foreach_mul_(some, 1.0 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(some, list(steps.to(some[0].dtype).unbind(0)), alpha=-group["lr"])
 
@@ -148,12 +149,6 @@ class Muon(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-
-
-def is_matrix(weight: Tensor) -> bool:
-    """Whether it is of a linear layer, or of a convolution that sees one step, and not too narrow."""
-    shape = (*weight.shape[:2], weight.shape[2:].numel()) if weight.ndim >= 2 else (0, 0, 0)
-    return shape[2] == 1 and min(shape[:2]) >= LEAST_SIDE
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
