@@ -6,10 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from jepa_tok import SpeechTokenizer
-from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
 from jepa_tok.errors import JepaTokError
-from jepa_tok.hub import read_folder
 from jepa_tok.training_config import CodecConfig
 
 
@@ -24,7 +21,10 @@ def export_codec(
     :returns: The hash of the tokenizer that the folder holds.
     :raises JepaTokError: `run_dir` holds no stage 2 checkpoint, or `out_dir` cannot be written.
     """
+    from jepa_tok import SpeechTokenizer
+    from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
     from jepa_tok._fairseq2.models import CODEC_FAMILY
+    from jepa_tok.hub import read_folder
     from jepa_tok.models.codec import Codec
 
     run = find_checkpoint(run_dir, step)

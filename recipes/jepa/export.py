@@ -11,13 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-from fairseq2.recipe.error import RecipeError
-
-from jepa_tok import SpeechTokenizer
-from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
 from jepa_tok.config import TokenizerConfig
-from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.errors import ConfigError, JepaTokError
 from jepa_tok.presets import PRESETS, tokenizer_config
 from jepa_tok.training_config import JepaConfig
@@ -60,7 +54,12 @@ def export_encoder(
     :param calibrate: Corpus whose rows of `split` train (all, if it has no such column) the quantiser is set to.
     :raises JepaTokError: `run_dir` holds no stage 1 checkpoint, or `out_dir` cannot be written.
     """
+    import numpy as np
+
+    from jepa_tok import SpeechTokenizer
+    from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
     from jepa_tok._fairseq2.models import ENCODER_FAMILY
+    from jepa_tok.corpus.manifest import read_corpus
     from jepa_tok.models.jepa import Jepa
     from tasks.codec.calibrate import calibrate_quantiser
     from tasks.speech import sample_waves
@@ -94,6 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the untrained parts")
     parser.add_argument("--calibrate", metavar="MANIFEST", help="corpus whose training rows the quantiser is set to")
     args = parser.parse_args(argv)
+    # Here, as in `export_encoder`: --help does not wait for fairseq2.
+    from fairseq2.recipe.error import RecipeError
+
     try:
         hash = export_encoder(
             args.run_dir, args.out_dir, args.step, args.weights, args.preset, args.seed, args.calibrate

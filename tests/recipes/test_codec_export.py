@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from jepa_tok import SpeechTokenizer
 from jepa_tok.models.codec import Codec
 from jepa_tok.presets import codec_config
 from recipes.codec.export import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +46,14 @@ def test_compact_is_the_rounded_tokenizer(run, tmp_path, capsys):
     full.save_pretrained(tmp_path / "again", compact=True)
     assert SpeechTokenizer.from_pretrained(tmp_path / "again").hash == compact.hash != full.hash
     assert compact.config == full.config and compact.config.name == "small"
+
+
+@pytest.mark.parametrize("stage", ["jepa", "codec"])
+def test_help_does_not_wait_for_heavy_imports(stage):
+    program = (
+        f"import sys\nfrom recipes.{stage}.export import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pyarrow', 'soundfile', 'fairseq2'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=ROOT)
