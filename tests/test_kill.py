@@ -17,67 +17,21 @@ import soundfile
 
 from jepa_tok.corpus import content_hash
 from jepa_tok.corpus.shards import named_hash
+from tests.forks import Forks
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 KILLS = 25
-CLIPS = 30
-
-SERVER = """
-import io, json, os, resource, signal, sys, time
-import pyarrow.parquet, tqdm
-import jepa_tok.tokenizer, jepa_tok.corpus
-from jepa_tok.cli import main
-
-for line in sys.stdin:
-    job = json.loads(line)
-    started = time.monotonic()
-    child = os.fork()
-    if not child:
-        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        if job["largest_file"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"],) * 2)
-        status = 99
-        try:
-            status = main(job["argv"])
-        finally:
-            os._exit(status)
-    if job["kill_after"] is not None:
-        time.sleep(job["kill_after"])
-        os.kill(child, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(json.dumps([status, time.monotonic() - started]), flush=True)
-"""
-
-
-class Starter:
-    """Runs `jepa-tok` in forks of a process that has imported all it needs: a run without the seconds of its imports."""
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=pipe, stdout=pipe, text=True, env=quiet())
-
-    def run(self, *argv: object, kill_after: float | None = None, largest_file: int = 0) -> tuple[int, float]:
-        """Exit status, negative for a signal, and seconds."""
-        job = {"argv": [*map(str, argv)], "kill_after": kill_after, "largest_file": largest_file, "log": str(self.log)}
-        print(json.dumps(job), file=self.process.stdin, flush=True)
-        status, seconds = json.loads(self.process.stdout.readline())
-        return status, seconds
-
-
-def quiet() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
+CLIPS = 20
 
 
 @pytest.fixture(scope="module")
 def starter(tmp_path_factory):
-    starter = Starter(tmp_path_factory.mktemp("log") / "log")
-    yield starter
-    starter.process.stdin.close()
-    starter.process.wait()
+    """`jepa-tok` in forks."""
+    modules = ("pandas", "pyarrow.compute", "pyarrow.parquet", "tqdm", "jepa_tok.corpus", "jepa_tok.tokenizer")
+    forks = Forks(*modules, log=tmp_path_factory.mktemp("log") / "log")
+    yield forks
+    forks.close()
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +46,16 @@ def corpus(tmp_path_factory, starter):
     (folder / "5.wav").write_bytes(b"RIFF no more")
     manifest = folder / "corpus.jsonl"
     manifest.write_text("\n".join(lines) + "\n")
-    status, seconds = starter.run(*command(manifest, folder / "whole"))
+    starter.run("jepa_tok", "--version")  # now all is imported
+    began = time.monotonic()
+    status = starter.run(*command(manifest, folder / "whole"))
+    seconds = time.monotonic() - began
     assert status == 1, starter.log.read_text()
     return manifest, contents(folder / "whole"), seconds
 
 
 def command(manifest: Path, out: Path) -> list[object]:
-    return ["tokenize", manifest, out, "--tokenizer", "tiny", "--random-init", "--rows-per-shard", 2]
+    return ["jepa_tok", "tokenize", manifest, out, "--tokenizer", "tiny", "--random-init", "--rows-per-shard", 2]
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -128,28 +85,33 @@ def test_killed_at_random_instants(corpus, starter, tmp_path):
     rng = random.Random(0)
     kills, partial, out = 0, 0, tmp_path / "0"
     for attempt in range(20 * KILLS):
-        status, _ = starter.run(*command(manifest, out), kill_after=rng.uniform(0, seconds))
+        complete = len(list(out.glob("*.parquet"))) == CLIPS // 2
+        pid = starter.start(*command(manifest, out))
+        time.sleep(rng.uniform(0, seconds))
+        os.kill(pid, signal.SIGKILL)
+        status = starter.wait(pid)
         if status == -signal.SIGKILL:
             kills += 1
             check_partial(out, whole)
             partial += 0 < len(list(out.glob("*.parquet"))) < CLIPS // 2
-        else:  # it was done before: the next begins anew
+        else:  # it was done before
             assert status == 1, starter.log.read_text()
             assert contents(out) == whole
-            out = tmp_path / str(attempt + 1)
         if kills == KILLS:
             break
+        if complete or status != -signal.SIGKILL:  # nothing is left to do: the next begins anew
+            out = tmp_path / str(attempt + 1)
     assert kills == KILLS and partial >= KILLS // 5
-    assert starter.run(*command(manifest, out))[0] == 1
+    assert starter.run(*command(manifest, out)) == 1
     assert contents(out) == whole
 
 
 def begin(manifest: Path, out: Path, shards: int) -> subprocess.Popen[str]:
     """A process of its own, that has made at least so many shards."""
-    argv = [sys.executable, "-m", "jepa_tok", *map(str, command(manifest, out))]
+    argv = [sys.executable, "-m", *map(str, command(manifest, out))]
     # Tests that run in a shell's background inherit that an interrupt is ignored.
     process = subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quiet(),
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     while process.poll() is None and len(list(out.glob("tokens-*.parquet"))) < shards:
@@ -165,7 +127,7 @@ def test_a_process_of_its_own_killed(corpus, starter, tmp_path):
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     check_partial(out, whole)
-    assert starter.run(*command(manifest, out))[0] == 1
+    assert starter.run(*command(manifest, out)) == 1
     assert contents(out) == whole
 
 
@@ -180,7 +142,7 @@ def test_interrupted_by_the_user(corpus, starter, tmp_path):
     assert "UNTRAINED" in warning and message == "jepa-tok: interrupted"
     check_partial(out, whole)
     assert not list(out.glob("*.tmp"))
-    assert starter.run(*command(manifest, out))[0] == 1
+    assert starter.run(*command(manifest, out)) == 1
     assert contents(out) == whole
 
 
@@ -188,13 +150,13 @@ def test_no_room_for_a_shard(corpus, starter, tmp_path):
     manifest, whole, _ = corpus
     out = tmp_path / "out"
     sizes = sorted(len(data) for name, data in whole.items() if name.endswith(".parquet"))
-    status, _ = starter.run(*command(manifest, out), largest_file=sizes[len(sizes) // 2])
+    status = starter.run(*command(manifest, out), largest_file=sizes[len(sizes) // 2])
     assert status == 2
     message = starter.log.read_text().splitlines()[-1]
     assert message.startswith(f"jepa-tok: error: {out}/tokens-") and "cannot be written: File too large" in message
     check_partial(out, whole)
     assert not list(out.glob("*.tmp"))
-    assert starter.run(*command(manifest, out))[0] == 1
+    assert starter.run(*command(manifest, out)) == 1
     assert contents(out) == whole
 
 
@@ -203,6 +165,6 @@ def test_a_second_run_touches_nothing(corpus, starter, tmp_path):
     out = tmp_path / "out"
     ages = []
     for _ in range(2):
-        assert starter.run(*command(manifest, out))[0] == 1
+        assert starter.run(*command(manifest, out)) == 1
         ages.append({path.name: path.stat().st_mtime_ns for path in out.iterdir()})
     assert ages[0] == ages[1]

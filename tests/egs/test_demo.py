@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -193,12 +195,17 @@ def test_run_json_tells_where_and_of_what() -> None:
 
 
 @pytest.mark.slow
-def test_corpus_to_tokens(tmp_path: Path) -> None:
-    """The real commands of stages 1 to 4, with as few training steps as there can be."""
+def test_corpus_to_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real commands of stages 1 to 4, on an eighth of the corpus, with as few training steps as there can be."""
     pytest.importorskip("espeakng_loader", reason="espeak-ng is not installed: pip install espeakng-loader==0.2.4")
     pytest.importorskip("fairseq2", reason="fairseq2 is not installed: the demo's training was not run")
     import yaml
 
+    def fewer_sentences(*given: Any) -> list[Step]:
+        first, *others = make_steps(*given)
+        return [replace(first, arguments=(*first.arguments, "--sentences-per-speaker", "1")), *others]
+
+    monkeypatch.setattr(demo, "make_steps", fewer_sentences)
     configs = tmp_path / "configs"
     configs.mkdir()
     for name in ("stage1", "stage2", "lm"):

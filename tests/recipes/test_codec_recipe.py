@@ -122,7 +122,7 @@ def uninterrupted(runs, corpus: Path, stage1: Path, tmp_path_factory: pytest.Tem
 @pytest.mark.slow
 def test_killed_run_resumes_to_the_same_losses(runs, corpus, stage1, uninterrupted, tmp_path) -> None:
     out = tmp_path / "killed"
-    runs.kill_at_random(command(out, corpus, stage1), out)
+    runs.kill_after_a_checkpoint(command(out, corpus, stage1), out)
     runs.run(command(out, corpus, stage1))
     for kind, steps in (("train", 24), ("valid", 2)):
         whole, resumed = runs.curve(uninterrupted, kind), runs.curve(out, kind)
@@ -156,8 +156,7 @@ def test_run_exports_as_tokenizer(uninterrupted, tmp_path) -> None:
 @pytest.mark.slow
 def test_two_processes_equal_one(runs, corpus, stage1, uninterrupted, tmp_path) -> None:
     out = tmp_path / "ddp"
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    runs.run([*torchrun, *command(out, corpus, stage1, "regime.num_steps=12")])
+    runs.run(command(out, corpus, stage1, "regime.num_steps=12"), ranks=2)
     whole, parts = runs.curve(uninterrupted), runs.curve(out)
     assert len(parts) == 12
     # Clips are of one length, so the mean over two ranks is the mean over the batch. Later steps drift: a code flips, and from

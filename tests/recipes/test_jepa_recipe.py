@@ -72,7 +72,7 @@ def uninterrupted(runs, corpus: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.mark.slow
 def test_killed_run_resumes_to_the_same_losses(runs, corpus, uninterrupted, tmp_path) -> None:
     out = tmp_path / "killed"
-    runs.kill_at_random(command(out, corpus), out)
+    runs.kill_after_a_checkpoint(command(out, corpus), out)
     runs.run(command(out, corpus))
     for kind, steps in (("train", 24), ("valid", 2)):
         whole, resumed = runs.curve(uninterrupted, kind), runs.curve(out, kind)
@@ -106,12 +106,11 @@ def test_two_processes_ddp_and_fsdp2(runs, corpus, tmp_path) -> None:
     losses = {}
     for mode in ("ddp", "fsdp"):
         out = tmp_path / mode
-        options = (f"trainer.data_parallelism={mode}", "regime.num_steps=8", "regime.validate_every_n_steps=4")
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-        runs.run([*torchrun, *command(out, corpus, *options)])
-        losses[mode] = [runs.curve(out)[step]["Loss"] for step in range(1, 9)]
+        options = (f"trainer.data_parallelism={mode}", "regime.num_steps=4", "regime.validate_every_n_steps=2")
+        runs.run(command(out, corpus, *options), ranks=2)
+        losses[mode] = [runs.curve(out)[step]["Loss"] for step in range(1, 5)]
         assert len(runs.curve(out, "valid")) == 2
-        assert len(list((out / "checkpoints" / "step_8" / "data_reader").glob("dp_*.pt"))) == 2
+        assert len(list((out / "checkpoints" / "step_4" / "data_reader").glob("dp_*.pt"))) == 2
         export_encoder(out, tmp_path / f"{mode}-tokenizer", preset="tiny", weights="target")
     # Both take the same steps on the same clips under the same masks and dropout.
     assert losses["fsdp"] == pytest.approx(losses["ddp"], rel=1e-4)

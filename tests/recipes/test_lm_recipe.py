@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -302,13 +298,10 @@ def test_a_prompt_becomes_wavs_of_the_right_length(tmp_path):
 # Recipe, in processes of its own --------------------------------------------------------------------------------------
 
 
-def command(shards: Path, out: Path, *changes: str, procs: int = 1) -> list[str]:
-    start = [sys.executable, "-m"]
-    if procs > 1:
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(procs), "-m"]
+def command(shards: Path, out: Path, *changes: str) -> list[str]:
     model = [f"model.config_overrides.{name}={value}" for name, value in TINY.items()]
     return [
-        *start, "recipes.lm", str(out), "--no-rich", "--config-file", "recipes/lm/configs/tiny_cpu.yaml", "--config",
+        "recipes.lm", str(out), "--no-rich", "--config-file", f"{ROOT}/recipes/lm/configs/tiny_cpu.yaml", "--config",
         *model, f"dataset.config_overrides.shards=[{shards}]", "dataset.config_overrides.valid_split=dev",
         "dataset.batch_frames=64", "dataset.max_frames=16", "regime.publish_metrics_every_n_steps=1",
         "regime.checkpoint_every_n_steps=10", "regime.validate_every_n_steps=10",
@@ -316,51 +309,37 @@ def command(shards: Path, out: Path, *changes: str, procs: int = 1) -> list[str]
     ]  # fmt: skip
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "FAIRSEQ2_NO_PROGRESS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def call(args: list[str]) -> str:
-    done = subprocess.run(args, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout + done.stderr
-
-
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_losses_of_a_whole_one(tmp_path):
+def test_a_killed_run_goes_on_with_the_losses_of_a_whole_one(runs, tmp_path):
     shards = write_shards(tmp_path / "tokens")
     steps = ["regime.num_steps=40", "lr_scheduler.config.num_warmup_steps=5"]
-    call(command(shards, tmp_path / "whole", *steps))
+    runs.run(command(shards, tmp_path / "whole", *steps))
     args = command(shards, tmp_path / "killed", *steps)
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(args, cwd=ROOT, env=environment(), stdout=log, stderr=log)
-        metrics = tmp_path / "killed" / "metrics" / "train.jsonl"
-        until = time.monotonic() + 200
-        while process.poll() is None and time.monotonic() < until:
-            if (tmp_path / "killed/checkpoints/step_10/data_reader").exists() and len(metrics.read_text().splitlines()) > 12:  # fmt: skip
-                break
-            time.sleep(0.02)
-        process.kill()  # SIGKILL
-        process.wait()
-    assert "Restoring training from the last checkpoint" in call(args)
+    metrics = tmp_path / "killed" / "metrics" / "train.jsonl"
+
+    def beyond_a_checkpoint() -> bool:
+        saved = (tmp_path / "killed/checkpoints/step_10/data_reader").exists()
+        return saved and len(metrics.read_text().splitlines()) > 12
+
+    runs.kill(args, beyond_a_checkpoint)
+    assert "Restoring training from the last checkpoint" in runs.run(args)
     for name in ("train", "valid"):
         assert read_losses(tmp_path / "killed", name) == read_losses(tmp_path / "whole", name)
     assert sorted(read_losses(tmp_path / "whole")) == list(range(1, 41))
 
 
 @pytest.mark.slow
-def test_two_processes_train_alike_with_ddp_and_fsdp2(tmp_path):
+def test_two_processes_train_alike_with_ddp_and_fsdp2(runs, tmp_path):
     shards = write_shards(tmp_path / "tokens")
     losses = {}
     for kind in ("ddp", "fsdp"):
         out = tmp_path / kind
-        args = command(
-            shards, out, f"trainer.data_parallelism={kind}", "regime.num_steps=10",
-            "lr_scheduler.config.num_warmup_steps=2", procs=2,
-        )  # fmt: skip
-        call(args)
+        steps = ("regime.num_steps=5", "regime.validate_every_n_steps=5", "regime.checkpoint_every_n_steps=5")
+        options = (f"trainer.data_parallelism={kind}", "lr_scheduler.config.num_warmup_steps=2")
+        args = command(shards, out, *steps, *options)
+        runs.run(args, ranks=2)
         losses[kind] = read_losses(out) | {f"valid {k}": v for k, v in read_losses(out, "valid").items()}  # type: ignore[dict-item]
-    assert len(losses["ddp"]) == 11
+    assert len(losses["ddp"]) == 6
     assert losses["fsdp"] == pytest.approx(losses["ddp"], rel=1e-4)
     # A run that is complete is left as it is, by two processes as by one, also in its sharded checkpoint.
-    assert "Resuming from step 10" in call(args)
+    assert "Resuming from step 5" in runs.run(args, ranks=2)
