@@ -20,6 +20,13 @@ settings.register_profile("untimed", deadline=None)  # no test asserts on time
 settings.load_profile("untimed")
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers():
+    """How many processes `-n auto` runs tests in: one a core, and not more than 16 GiB are enough for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
 @pytest.fixture(scope="module")
 def tiny():
     """An untrained `tiny` tokenizer."""

@@ -22,7 +22,7 @@ def ray():
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray = pytest.importorskip("ray", reason="needs jepa-tok[ray]")
     pytest.importorskip("ray.data")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     # This module is not importable where the workers run: its classes travel whole.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield ray
