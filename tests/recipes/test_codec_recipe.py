@@ -170,6 +170,13 @@ def test_two_processes_equal_one(runs, corpus, stage1, uninterrupted, tmp_path) 
             assert parts[step][name] == pytest.approx(whole[step][name], rel=5e-2, abs=1e-6), (step, name)
 
 
+@pytest.mark.slow
+def test_a_late_waveform_needs_a_mel_head(runs, corpus, stage1, tmp_path) -> None:
+    assert runs.forks.run(*command(tmp_path, corpus, stage1, "model.config_overrides.mel_head_stage=0")) != 0
+    last = runs.forks.log.read_text().strip().splitlines()[-1]
+    assert "`synthesis_start` must be 0 without a mel head" in last and "but is 3 instead" in last
+
+
 def test_export_of_nothing_is_one_line(tmp_path, capsys) -> None:
     assert export_main([str(tmp_path), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
