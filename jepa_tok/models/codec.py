@@ -176,7 +176,7 @@ class Codec(nn.Module):
         :param disc: Whether the discriminators train. With both flags False they do not run, and their parameters get no
             gradient: DistributedDataParallel then needs `find_unused_parameters=True`; with `disc=True` it never does.
         :param synthesis: Whether a waveform is made. Without it the mel head alone judges, no stage above it runs, and both
-            flags before must be False.
+            flags before mean nothing.
         """
         if lengths is not None:
             wave = wave * sequence_mask(lengths, wave.shape[1])
