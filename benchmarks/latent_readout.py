@@ -24,8 +24,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import Ridge
 
-from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
-from jepa_tok._fairseq2.models import ENCODER_FAMILY
+from jepa_tok._fairseq2.checkpoint import ENCODER_FAMILY, find_checkpoint, part_of
 from jepa_tok.audio import load_audio
 from jepa_tok.config import EncoderConfig, QuantizerConfig
 from jepa_tok.corpus.manifest import read_corpus

@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from jepa_tok.config import from_dict
 from jepa_tok.errors import ConfigError, JepaTokError
 
+ENCODER_FAMILY = "jepa_tok_encoder"
+CODEC_FAMILY = "jepa_tok_codec"
+"""Families of models, by which fairseq2 and a checkpoint's card name them."""
+
 
 class CheckpointError(JepaTokError):
     """A run's checkpoint is missing or is not of the family that is asked for."""

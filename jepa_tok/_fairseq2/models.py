@@ -17,15 +17,13 @@ from fairseq2.runtime.dependency import DependencyContainer
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
+from jepa_tok._fairseq2.checkpoint import CODEC_FAMILY, ENCODER_FAMILY
 from jepa_tok.errors import ConfigError
 from jepa_tok.models.codec import Codec
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.models.regions import block_lists, compile_regions
 from jepa_tok.presets import PRESETS, codec_config, jepa_config
 from jepa_tok.training_config import CodecConfig, JepaConfig
-
-ENCODER_FAMILY = "jepa_tok_encoder"
-CODEC_FAMILY = "jepa_tok_codec"
 
 
 def register_models(container: DependencyContainer) -> None:

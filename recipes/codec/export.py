@@ -22,8 +22,7 @@ def export_codec(
     :raises JepaTokError: `run_dir` holds no stage 2 checkpoint, or `out_dir` cannot be written.
     """
     from jepa_tok import SpeechTokenizer
-    from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
-    from jepa_tok._fairseq2.models import CODEC_FAMILY
+    from jepa_tok._fairseq2.checkpoint import CODEC_FAMILY, find_checkpoint, part_of
     from jepa_tok.hub import read_folder
     from jepa_tok.models.codec import Codec
 

@@ -13,8 +13,7 @@ from torch import nn
 from typing_extensions import override
 
 from jepa_tok import SpeechTokenizer
-from jepa_tok._fairseq2.checkpoint import RunCheckpoint, difference, find_checkpoint, part_of
-from jepa_tok._fairseq2.models import ENCODER_FAMILY
+from jepa_tok._fairseq2.checkpoint import ENCODER_FAMILY, RunCheckpoint, difference, find_checkpoint, part_of
 from jepa_tok._fairseq2.speech_data import SpeechDataset
 from jepa_tok._fairseq2.speech_reader import create_readers
 from jepa_tok.errors import JepaTokError

@@ -18,7 +18,7 @@ from fairseq2.recipe.config import (
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
-from jepa_tok._fairseq2.models import ENCODER_FAMILY
+from jepa_tok._fairseq2.checkpoint import ENCODER_FAMILY
 from jepa_tok._fairseq2.speech_data import SpeechDatasetSection
 from recipes.common import check_warmup, constant_lr, default_common, default_regime
 from tasks.augment import AugmentSection

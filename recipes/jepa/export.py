@@ -10,11 +10,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jepa_tok.config import TokenizerConfig
 from jepa_tok.errors import ConfigError, JepaTokError
 from jepa_tok.presets import PRESETS, tokenizer_config
 from jepa_tok.training_config import JepaConfig
+
+if TYPE_CHECKING:
+    from jepa_tok import SpeechTokenizer
 
 CALIBRATION_FRAMES, CALIBRATION_SECONDS = 2_000, 15.0
 
@@ -52,17 +56,11 @@ def export_encoder(
 
     :param weights: `online` or `target`, the EMA.
     :param calibrate: Corpus whose rows of `split` train (all, if it has no such column) the quantiser is set to.
-    :raises JepaTokError: `run_dir` holds no stage 1 checkpoint, or `out_dir` cannot be written.
+    :raises JepaTokError: `run_dir` holds no stage 1 checkpoint, `calibrate` no audio, or `out_dir` cannot be written.
     """
-    import numpy as np
-
     from jepa_tok import SpeechTokenizer
-    from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
-    from jepa_tok._fairseq2.models import ENCODER_FAMILY
-    from jepa_tok.corpus.manifest import read_corpus
+    from jepa_tok._fairseq2.checkpoint import ENCODER_FAMILY, find_checkpoint, part_of
     from jepa_tok.models.jepa import Jepa
-    from tasks.codec.calibrate import calibrate_quantiser
-    from tasks.speech import sample_waves
 
     run = find_checkpoint(run_dir, step)
     config: JepaConfig = run.config_as(ENCODER_FAMILY, JepaConfig)
@@ -70,11 +68,26 @@ def export_encoder(
     state = run.state(lambda: Jepa(config))
     tokenizer.encoder.load_state_dict(part_of(state, "encoder" if weights == "online" else "target_encoder"))
     if calibrate is not None:
-        rows = [row for row in read_corpus(calibrate) if row.info.get("split", "train") == "train"]
-        waves = sample_waves(rows, np.random.default_rng([seed, 4]), CALIBRATION_SECONDS)
-        calibrate_quantiser(tokenizer.encoder, tokenizer.fsq, waves, CALIBRATION_FRAMES)
+        calibrate_on(calibrate, tokenizer, seed)
     tokenizer.save_pretrained(out_dir)
     return tokenizer.hash
+
+
+def calibrate_on(corpus: str | Path, tokenizer: SpeechTokenizer, seed: int) -> None:
+    """Sets the quantiser to latent frames of the corpus's training rows; JepaTokError where none of them can be read."""
+    import numpy as np
+    from fairseq2.recipe.error import RecipeError
+
+    from jepa_tok.corpus.manifest import read_corpus
+    from tasks.codec.calibrate import calibrate_quantiser
+    from tasks.speech import sample_waves
+
+    rows = [row for row in read_corpus(corpus) if row.info.get("split", "train") == "train"]
+    waves = sample_waves(rows, np.random.default_rng([seed, 4]), CALIBRATION_SECONDS)
+    try:
+        calibrate_quantiser(tokenizer.encoder, tokenizer.fsq, waves, CALIBRATION_FRAMES)
+    except RecipeError as ex:
+        raise JepaTokError(str(ex)) from None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,14 +106,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the untrained parts")
     parser.add_argument("--calibrate", metavar="MANIFEST", help="corpus whose training rows the quantiser is set to")
     args = parser.parse_args(argv)
-    # Here, as in `export_encoder`: --help does not wait for fairseq2.
-    from fairseq2.recipe.error import RecipeError
-
     try:
         hash = export_encoder(
             args.run_dir, args.out_dir, args.step, args.weights, args.preset, args.seed, args.calibrate
         )
-    except (JepaTokError, RecipeError) as ex:
+    except JepaTokError as ex:
         print(f"error: {ex}", file=sys.stderr)
         return 2
     print(f"wrote {args.out_dir} (tokenizer {hash}; its decoder is untrained)")

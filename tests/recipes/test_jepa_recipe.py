@@ -99,6 +99,9 @@ def test_run_exports_as_tokenizer(uninterrupted, corpus, tmp_path) -> None:
     for step, message in ((7, "no checkpoint of step 7"), (None, "must be the folder of a run")):
         with pytest.raises(JepaTokError, match=message):
             export_encoder(uninterrupted if step else tmp_path, tmp_path / "no", step=step, preset="tiny")
+    (tmp_path / "lost.jsonl").write_text('{"id": "a", "path": "lost.wav"}\n')
+    with pytest.raises(JepaTokError, match="cannot be calibrated: none of the training files can be read"):
+        export_encoder(uninterrupted, tmp_path / "no", preset="tiny", calibrate=tmp_path / "lost.jsonl")
 
 
 @pytest.mark.slow

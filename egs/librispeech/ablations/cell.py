@@ -41,8 +41,7 @@ from fairseq2.recipe.run import run
 from egs.librispeech.ablations.data import SECONDS, DataSettings
 from egs.librispeech.ablations.measure import as_json, measure_codec, measure_encoder, measure_jepa
 from egs.librispeech.ablations.variants import Variant, merged
-from jepa_tok._fairseq2.checkpoint import find_checkpoint
-from jepa_tok._fairseq2.models import CODEC_FAMILY, ENCODER_FAMILY
+from jepa_tok._fairseq2.checkpoint import CODEC_FAMILY, ENCODER_FAMILY, find_checkpoint
 from jepa_tok._fairseq2.speech_data import SpeechDatasetSection
 from jepa_tok.config import from_dict, to_dict
 from jepa_tok.files import write_text
