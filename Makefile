@@ -12,7 +12,7 @@ export PYTHON
 help:
 	@echo "make demo    mini corpus, stage 1, stage 2, tokens, language model, probes, report in $(OUT) (15 to 20 minutes on 2 cores);"
 	@echo "             CLIP=speech.wav lets the page's listening examples include a recording of your own"
-	@echo "make test    all tests, in a process a core; make test ARGS='-m \"not slow\"' leaves the long ones out,"
+	@echo "make test    all tests, in a process a core (7 minutes on 2 cores); make test ARGS='-m \"not slow\"' leaves the long ones out,"
 	@echo "             ARGS='-n 0 tests/test_fsq.py' runs some in one process, for a debugger"
 	@echo "make lint    ruff and mypy, as in CI"
 	@echo "make setup   only the environment in $(VENV)"
