@@ -25,7 +25,7 @@ LOG_EPSILON = 1e-5
 def l1_loss(fake: Tensor, real: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Mean absolute difference of samples: fake, real [B, S], lengths [B] samples or None -> scalar."""
     difference = (fake.float() - real.float()).abs()
-    return _mean(difference, None if lengths is None else sequence_mask(lengths, real.shape[1]))
+    return masked_mean(difference, None if lengths is None else sequence_mask(lengths, real.shape[1]))
 
 
 class Spectra:
@@ -56,7 +56,9 @@ class Spectra:
     def mean(self, values: Tensor, n_fft: int) -> Tensor:
         """Mean of values [B, L, ...] over the clips' own frames."""
         lengths = self.lengths
-        return _mean(values, None if lengths is None else sequence_mask(lengths // (n_fft // 4) + 1, values.shape[1]))
+        return masked_mean(
+            values, None if lengths is None else sequence_mask(lengths // (n_fft // 4) + 1, values.shape[1])
+        )
 
 
 def stft_loss(spectra: Spectra, ffts: Sequence[int]) -> Tensor:
@@ -122,11 +124,11 @@ def feature_matching_loss(real: list[list[Feature]], fake: list[list[Feature]]) 
 def _feature_mean(values: Tensor, lengths: Tensor | None) -> Tensor:
     """Mean of values [B, C, L, W] over the first `lengths` [B] steps."""
     values = values.permute(0, 2, 1, 3)
-    return _mean(values, None if lengths is None else sequence_mask(lengths, values.shape[1]))
+    return masked_mean(values, None if lengths is None else sequence_mask(lengths, values.shape[1]))
 
 
-def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of values [B, L, ...] over the steps where mask [B, L] is True."""
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of values [B, L, ...] over the steps where mask [B, L] is True (all if None)."""
     if mask is None:
         return values.mean()
     each = values[0, 0].numel()  # elements of one step

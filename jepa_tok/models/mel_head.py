@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from jepa_tok.config import EncoderConfig, GeneratorConfig
 from jepa_tok.models.layers import ChannelNorm, sequence_mask
 from jepa_tok.models.logmel import LogMel
+from jepa_tok.models.losses import masked_mean
 
 WINDOW_SECONDS = 0.01
 """Hop between mel windows, at most."""
@@ -62,10 +63,8 @@ class MelHead(nn.Module):
             with torch.no_grad():
                 heard = self.logmel(wave)  # [B, ceil(S / hop), M]
         error = (self(x)[:, : heard.shape[1]] - heard).abs().mean(-1) * LogMel.DEVIATION
-        if lengths is None:
-            return error.mean()
-        real = sequence_mask(-(-lengths // self.logmel.hop), heard.shape[1])
-        return (error * real).sum() / real.sum()
+        hop = self.logmel.hop
+        return masked_mean(error, None if lengths is None else sequence_mask(-(-lengths // hop), heard.shape[1]))
 
     def same_windows(self, config: EncoderConfig) -> bool:
         """Whether the encoder's `mel` front makes the log-mels that this head answers for."""
