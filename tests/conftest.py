@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -33,6 +34,21 @@ def tiny():
     from jepa_tok import SpeechTokenizer
 
     return SpeechTokenizer.from_config("tiny")
+
+
+@pytest.fixture(scope="module")
+def made(tiny, tmp_path_factory):
+    """Five clips, one of them broken (`m.jsonl`), and their `tokens`: to be left as they are."""
+    from tests.corpora import make_tokens
+
+    return make_tokens(tmp_path_factory.mktemp("made"), tiny)
+
+
+@pytest.fixture
+def corpus(made, tmp_path):
+    """A copy of its tokens, to be damaged or exported."""
+    shutil.copytree(made / "tokens", tmp_path / "tokens")
+    return tmp_path / "tokens"
 
 
 @pytest.fixture(scope="module")

@@ -18,26 +18,9 @@ from jepa_tok.corpus import ShardMetadata, TokenRow, content_hash, find_shards, 
 from jepa_tok.corpus.verify import _twice, verify_tokens
 from jepa_tok.corpus.verify_files import KEPT
 from jepa_tok.errors import CorpusError
-from tests.corpora import make_tokens
 
 METADATA = ShardMetadata("0123456789abcdef", (4,) * 8, 3, (64, 64, 16), 2.5, 24_000)
 HOP = 9600
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return SpeechTokenizer.from_config("tiny")
-
-
-@pytest.fixture(scope="module")
-def made(tokenizer, tmp_path_factory):
-    return make_tokens(tmp_path_factory.mktemp("made"), tokenizer)
-
-
-@pytest.fixture
-def corpus(made, tmp_path):
-    shutil.copytree(made / "tokens", tmp_path / "tokens")
-    return tmp_path / "tokens"
 
 
 def shard(corpus, index=0):
@@ -69,8 +52,8 @@ def edit_state(corpus, **values):
 # Sound ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_corpus_is_sound(corpus, made, tokenizer):
-    report = verify_tokens(corpus, tokenizer=tokenizer, source=made / "m.jsonl")
+def test_a_finished_corpus_is_sound(corpus, made, tiny):
+    report = verify_tokens(corpus, tokenizer=tiny, source=made / "m.jsonl")
     assert report.sound and not report.failures
     assert list(report.checks) == ["state", "shards", "content", "metadata", "rows", "ids", "totals", "audio"]
     assert not any(found.startswith("not checked") for found in report.checks.values())
@@ -85,12 +68,12 @@ def test_plain_shards_get_fewer_checks_and_it_is_said(corpus, made):
         assert {k for k, v in report.checks.items() if v.startswith("not checked")} == {"state", "totals", "audio"}
 
 
-def test_nothing_is_written(corpus, made, tokenizer):
+def test_nothing_is_written(corpus, made, tiny):
     def listing():
         return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in corpus.iterdir()}
 
     before = listing()
-    verify_tokens(corpus, tokenizer=tokenizer, source=made / "m.jsonl", sample=1)
+    verify_tokens(corpus, tokenizer=tiny, source=made / "m.jsonl", sample=1)
     assert listing() == before
 
 
@@ -195,7 +178,7 @@ def test_files_that_are_no_tokens_are_one_error(corpus, made):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "miscount", "forget"])
-def test_the_cure_that_is_told_works(corpus, made, tokenizer, damage):
+def test_the_cure_that_is_told_works(corpus, made, tiny, damage):
     before = json.loads((corpus / "corpus.json").read_text())
     if damage == "truncate":
         shard(corpus).write_bytes(shard(corpus).read_bytes()[:-9])
@@ -213,7 +196,7 @@ def test_the_cure_that_is_told_works(corpus, made, tokenizer, damage):
             (corpus / line.partition(":")[0]).unlink(missing_ok=True)
         if "delete skipped.jsonl" in line:
             (corpus / "skipped.jsonl").unlink(missing_ok=True)
-    tokenize_corpus(made / "m.jsonl", corpus, tokenizer, rows_per_shard=2)
+    tokenize_corpus(made / "m.jsonl", corpus, tiny, rows_per_shard=2)
     assert verify_tokens(corpus).sound
     if damage in ("miscount", "forget"):  # of the run that made the shards
         after = json.loads((corpus / "corpus.json").read_text())
@@ -248,34 +231,34 @@ def test_totals(corpus, key):
     assert_failed(report, "totals", f"`{key}` must be")
 
 
-def test_another_tokenizer(corpus, tokenizer, made):
+def test_another_tokenizer(corpus, tiny, made):
     path = shard(corpus, 2)
     table = pq.read_table(path)
-    text = table.schema.metadata[b"jepa_tok"].decode().replace(tokenizer.hash, "0" * 16)
+    text = table.schema.metadata[b"jepa_tok"].decode().replace(tiny.hash, "0" * 16)
     pq.write_table(table.replace_schema_metadata({"jepa_tok": text}), path)
     assert_failed(verify_tokens(corpus), "metadata", path, "0" * 16)
     other = SpeechTokenizer.from_config("tiny", seed=1)
-    with pytest.raises(CorpusError, match=f"made by tokenizer {tokenizer.hash}, but the one given is {other.hash}"):
+    with pytest.raises(CorpusError, match=f"made by tokenizer {tiny.hash}, but the one given is {other.hash}"):
         verify_tokens(corpus, tokenizer=other, source=made / "m.jsonl")
 
 
-def test_tokens_that_their_audio_does_not_give(corpus, made, tokenizer):
+def test_tokens_that_their_audio_does_not_give(corpus, made, tiny):
     tokens = pq.read_table(shard(corpus)).column("tokens").to_pylist()
     wrong = tokens[1][0] ^ 1  # one digit of base 4, so one code
     path = edit(corpus, tokens=[tokens[0], [wrong, *tokens[1][1:]]])
-    report = verify_tokens(corpus, tokenizer=tokenizer, source=made / "m.jsonl")
+    report = verify_tokens(corpus, tokenizer=tiny, source=made / "m.jsonl")
     assert list(report.failed) == ["audio"]
     assert_failed(report, "audio", f"{path}, row 1 ('u1'): 1 of 256 codes differ")
 
 
-def test_audio_that_changed_or_went(corpus, made, tokenizer, tmp_path):
+def test_audio_that_changed_or_went(corpus, made, tiny, tmp_path):
     for name in ("u0", "u1", "u2"):
         shutil.copy(made / f"{name}.wav", tmp_path)
     soundfile.write(tmp_path / "u1.wav", np.zeros(100), 24_000)
     (tmp_path / "u2.wav").unlink()
     lines = [json.dumps({"id": f"u{i}", "path": str(tmp_path / f"u{i}.wav")}) for i in range(3)]
     (tmp_path / "m.jsonl").write_text("\n".join(lines) + "\n")
-    report = verify_tokens(corpus, tokenizer=tokenizer, source=tmp_path / "m.jsonl")
+    report = verify_tokens(corpus, tokenizer=tiny, source=tmp_path / "m.jsonl")
     assert report.failed == {"audio": 3}
     assert_failed(
         report,
@@ -286,12 +269,11 @@ def test_audio_that_changed_or_went(corpus, made, tokenizer, tmp_path):
     )
 
 
-def test_the_sample_is_drawn_by_its_seed(corpus, made, tokenizer):
+def test_the_sample_is_drawn_by_its_seed(corpus, made, tiny):
     tokens = pq.read_table(shard(corpus, 2)).column("tokens").to_pylist()
     edit(corpus, index=2, tokens=[[tokens[0][0] ^ 1, *tokens[0][1:]]])
     found = [
-        not verify_tokens(corpus, tokenizer=tokenizer, source=made / "m.jsonl", sample=1, seed=s).sound
-        for s in range(8)
+        not verify_tokens(corpus, tokenizer=tiny, source=made / "m.jsonl", sample=1, seed=s).sound for s in range(8)
     ]
     assert any(found) and not all(found)
 
@@ -311,7 +293,7 @@ def test_equal_hashes_are_not_equal_ids(monkeypatch):
     assert list(_twice(array("Q", [7] * 4), lambda: iter(rows))) == [("row 3", "a", "row 0")]
 
 
-def test_the_source_is_read_as_it_was_tokenized(tokenizer, tmp_path):
+def test_the_source_is_read_as_it_was_tokenized(tiny, tmp_path):
     """Of two rows with one id the first counts, and only rows that were asked for."""
     rng = np.random.default_rng(1)
     for i in range(3):
@@ -321,11 +303,11 @@ def test_the_source_is_read_as_it_was_tokenized(tokenizer, tmp_path):
     (tmp_path / "m.jsonl").write_text("\n".join(lines) + "\n")
     for chosen in ({}, {"split": "train"}, {"where": ["split=train", "id=a", "id=b"]}):
         out = tmp_path / f"out{len(chosen)}{'where' in chosen}"
-        tokenize_corpus(tmp_path / "m.jsonl", out, tokenizer, **chosen)
-        report = verify_tokens(out, tokenizer=tokenizer, source=tmp_path / "m.jsonl", **chosen)
+        tokenize_corpus(tmp_path / "m.jsonl", out, tiny, **chosen)
+        report = verify_tokens(out, tokenizer=tiny, source=tmp_path / "m.jsonl", **chosen)
         assert report.sound and report.checks["audio"].startswith("2 utterances"), report.failures
-    assert not verify_tokens(out, tokenizer=tokenizer, source=tmp_path / "m.jsonl", split="dev").sound
-    tokenizer.save_pretrained(tmp_path / "tok")
+    assert not verify_tokens(out, tokenizer=tiny, source=tmp_path / "m.jsonl", split="dev").sound
+    tiny.save_pretrained(tmp_path / "tok")
     options = ["--tokenizer", tmp_path / "tok", "--source", tmp_path / "m.jsonl"]
     assert (
         main([str(a) for a in ["verify", out, *options, "--split", "train", "--where", "id=a", "--where", "id=b"]]) == 0
@@ -335,8 +317,8 @@ def test_the_source_is_read_as_it_was_tokenized(tokenizer, tmp_path):
 # The command line -----------------------------------------------------------------------------------------------------
 
 
-def test_command_line(corpus, made, tokenizer, tmp_path, capsys):
-    tokenizer.save_pretrained(tmp_path / "tok")
+def test_command_line(corpus, made, tiny, tmp_path, capsys):
+    tiny.save_pretrained(tmp_path / "tok")
     full = [str(corpus), "--tokenizer", str(tmp_path / "tok"), "--source", str(made / "m.jsonl"), "--sample", "2"]
     assert main(["verify", *full]) == 0
     out, err = capsys.readouterr()

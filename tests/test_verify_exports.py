@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
 from jepa_tok.corpus.export import export_tokens
 from jepa_tok.corpus.formats import FORMATS
 from jepa_tok.corpus.verify import verify_tokens
-from tests.corpora import make_tokens
-
-
-@pytest.fixture(scope="module")
-def made(tiny, tmp_path_factory):
-    return make_tokens(tmp_path_factory.mktemp("made"), tiny)
-
-
-@pytest.fixture
-def corpus(made, tmp_path):
-    shutil.copytree(made / "tokens", tmp_path / "tokens")
-    return tmp_path / "tokens"
 
 
 @pytest.mark.parametrize("to", FORMATS)
