@@ -195,12 +195,7 @@ class Encodec(Peer):
         books = [layer.codebook for layer in self.model.quantizer.layers[: self.codes_per_frame]]
         wave = torch.cat(waves)[None, None]
         with torch.no_grad():
-            # Random weights give latents that hardly leave their mean: distances to codebook entries would then differ by less
-            # than float32 resolves, and codes change by chance. A trained encoder's latents are centred.
-            last, latents = self.model.encoder.layers[-1].conv, self.model.encoder(wave)
-            scale = 1.0 / latents.std(-1).mean()
-            last.bias.copy_((last.bias - latents.mean((0, 2))) * scale)
-            last.weight.mul_(scale)
+            _spread(self.model.encoder.layers[-1].conv, self.model.encoder(wave))
             _fill([(books, self.model.encoder(wave))], "embed")
 
     def batch_codes(self, padded: Tensor, mask: Tensor) -> Tensor:
@@ -221,13 +216,15 @@ class Mimi(Peer):
         from transformers import MimiConfig, MimiModel
 
         self.model = model = MimiModel(MimiConfig()).eval()
-        with torch.inference_mode():
+        with torch.no_grad():
             h = model.encoder_transformer(model.encoder(torch.cat(waves)[None, None]).transpose(1, 2))[0]
             h = model.downsample(h.transpose(1, 2))
             split = [
                 model.quantizer.semantic_residual_vector_quantizer,
                 model.quantizer.acoustic_residual_vector_quantizer,
             ]
+            for q in split:
+                _spread(q.input_proj, q.input_proj(h))
             groups = [([layer.codebook for layer in q.layers], q.input_proj(h)) for q in split]
             _fill([(groups[0][0], groups[0][1]), (groups[1][0][: self.codes_per_frame - 1], groups[1][1])], "embed_sum")
 
@@ -257,6 +254,7 @@ class Dac(Peer):
             for module in self.model.encoder.modules():
                 if isinstance(module, nn.Conv1d):
                     nn.init.kaiming_normal_(module.weight)
+            _spread(self.model.encoder.conv2, self.model.encoder(torch.cat(waves)[None, None]))
 
     def batch_codes(self, padded: Tensor, mask: Tensor) -> Tensor:
         """`encode` has no mask."""
@@ -265,6 +263,18 @@ class Dac(Peer):
     def batch_waves(self, codes: Tensor) -> Tensor:
         """[B, K, T] -> [B, 1, S]."""
         return self.model.decode(audio_codes=codes).audio_values[:, None]
+
+
+def _spread(last: nn.Conv1d, latents: Tensor) -> None:
+    """Scales and shifts what `last` makes, latents [1, D, N], to a mean of zero and a standard deviation of one on average.
+
+    Random weights may give latents that hardly leave their mean: distances to codebook entries would then differ by less
+    than float32 resolves, and codes change by chance. A trained encoder's latents are centred.
+    """
+    scale = 1.0 / latents.std(-1).mean()
+    bias = torch.zeros(latents.shape[1]) if last.bias is None else last.bias
+    last.bias = nn.Parameter((bias - latents.mean((0, 2))) * scale)
+    last.weight.mul_(scale)
 
 
 def _fill(groups: list[tuple[list[Any], Tensor]], buffer: str) -> None:
