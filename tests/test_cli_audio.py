@@ -54,6 +54,14 @@ def test_encode_writes_all_or_nothing(jepa_tok, folder, clips, tmp_path):
         assert not out.exists()
 
 
+def test_encode_does_not_replace_an_input(jepa_tok, folder, clips, tmp_path):
+    odd = tmp_path / "odd.parquet"  # sound, whatever its name says
+    odd.write_bytes(clips[0].read_bytes())
+    result = jepa_tok("encode", clips[1], odd, "-o", odd, "--overwrite", "--tokenizer", folder)
+    assert_error(result, "odd.parquet", "input itself")
+    assert odd.read_bytes() == clips[0].read_bytes()
+
+
 @pytest.mark.parametrize("name", ["out.jsonl", "a.wav", "nowhere/t.parquet", "a.wav/t.parquet"])
 def test_encode_to_bad_places(jepa_tok, folder, clips, tmp_path, name):
     assert_error(jepa_tok("encode", clips[0], "-o", tmp_path / name, "--tokenizer", folder), name.split("/")[0])

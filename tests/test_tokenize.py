@@ -23,6 +23,7 @@ from jepa_tok.corpus import (
     spool_corpus,
     tokenize_corpus,
 )
+from jepa_tok.corpus.shards import read_state
 from jepa_tok.errors import AudioError, CorpusError
 from tests.corpora import RATE, Counter, contents, make_corpus
 
@@ -60,8 +61,24 @@ def test_strict_stops_at_the_first_bad_file(tmp_path):
     with pytest.raises(CorpusError, match=r"utterance 'u3': .*u3\.wav"):
         tokenize_corpus(manifest, tmp_path / "out", Counter(), rows_per_shard=2, strict=True)
     tokenize_corpus(manifest, tmp_path / "out", Counter(), rows_per_shard=2)
+    before = contents(tmp_path / "out"), read_state(tmp_path / "out")
     with pytest.raises(CorpusError, match="utterance 'u3'"):  # strict is strict about a corpus made without it, too
         tokenize_corpus(manifest, tmp_path / "out", Counter(), rows_per_shard=2, strict=True)
+    assert (contents(tmp_path / "out"), read_state(tmp_path / "out")) == before, "and leaves it finished"
+
+
+def test_a_finished_corpus_is_running_once_a_shard_is_replaced(tmp_path):
+    manifest = make_corpus(tmp_path / "in", 6, bad=(0, 3, 5))
+    tokenize_corpus(manifest, tmp_path / "out", Counter(), rows_per_shard=2)
+    make_corpus(tmp_path / "in", 6, bad=(3, 5))
+    with pytest.raises(CorpusError, match="utterance 'u3'"):
+        tokenize_corpus(manifest, tmp_path / "out", Counter(), rows_per_shard=2, strict=True)
+    assert read_state(tmp_path / "out")["state"] == "running", "u0 has its tokens now"
+    with pytest.raises(CorpusError, match="not whole"):
+        read_shards(tmp_path / "out")
+    assert tokenize_corpus(manifest, tmp_path / "out", Counter(), rows_per_shard=2).written == 4
+    assert tokenize_corpus(manifest, tmp_path / "whole", Counter(), rows_per_shard=2).written == 4
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_every_kind_of_bad_file_has_its_reason(tmp_path):
@@ -108,6 +125,11 @@ def test_refused_rows_are_listed_and_counted(tmp_path):
     assert "corpus.jsonl:2" in found[""] and "corpus.jsonl:5" in found["../x"]
     assert "corpus.jsonl:3" in found["u0"] and "corpus.jsonl:1" in found["u0"]
     assert tokenize_corpus(manifest, tmp_path / "out", Counter()) == summary
+
+    manifest.write_text("\n".join([rows[0], rows[1], rows[2]]))  # the same list, so it is only counted anew
+    clean = tokenize_corpus(manifest, tmp_path / "out", Counter())
+    assert (clean.utterances, clean.written, clean.skipped, clean.refused) == (3, 3, 0, 0)
+    assert (tmp_path / "out" / "skipped.jsonl").read_text() == ""
 
 
 def test_nothing_readable_leaves_nothing(tmp_path):

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,8 +122,12 @@ def torch_device(name: str) -> Any:
     return device
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Raises CorpusError where `path` is a folder, exists and may not be overwritten, or has no folder to be in."""
+def check_output(path: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+    """Raises CorpusError where `path` is an input or a folder, exists and may not be overwritten, or has no folder to be in."""
+    if path.exists() and any(given.exists() and path.samefile(given) for given in inputs):
+        raise CorpusError(
+            f"{path}: the output must not be the input itself, which it would replace; take another name."
+        )
     if path.is_dir():
         raise CorpusError(f"{path}: the output must be a file, but is a folder.")
     if path.exists() and not overwrite:

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     out, old = args.out, []
     if out.suffix == ".parquet":
-        check_output(out, args.overwrite)
+        check_output(out, args.overwrite, args.files)
     elif out.suffix in OTHER_FORMATS or (out.exists() and not out.is_dir()):
         raise CorpusError(f"{out}: the output must be a folder or end in .parquet, but is another file.")
     elif (out / CORPUS_FILE).exists():

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.run_dir}: the run must be a folder, but is {'a file' if args.run_dir.exists() else 'not there'}."
         )
     out = args.out or args.run_dir / "report.html"
-    check_output(out, args.overwrite)
+    check_output(out, args.overwrite, args.clip)
     from jepa_tok.report import build_report
 
     build_report(args.run_dir, out, args.compare, args.clip)

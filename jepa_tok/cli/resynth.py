@@ -35,9 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from jepa_tok.audio import AudioFile, save_audio
     from jepa_tok.errors import AudioError
 
-    if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
-        raise AudioError(f"'{args.output}' must not be the input itself, which it would replace; take another name.")
-    check_output(args.output, args.overwrite)
+    check_output(args.output, args.overwrite, [args.input])
     if args.output.suffix.lower() not in (".wav", ".flac"):
         raise AudioError(f"'{args.output}' must end in .wav or .flac, but ends in '{args.output.suffix}' instead.")
     next(iter(AudioFile(args.input)))  # before the model: a bad path answers at once

@@ -11,7 +11,7 @@ from typing import Any
 
 from jepa_tok.corpus.encode import READERS, encode_utterances
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow
-from jepa_tok.corpus.shards import write_numbered_shard
+from jepa_tok.corpus.shards import read_state, write_numbered_shard, write_state
 from jepa_tok.corpus.utterance import Utterance
 from jepa_tok.errors import AudioError, CorpusError
 from jepa_tok.files import as_path
@@ -59,10 +59,18 @@ class ShardMaker:
             )
         extra = {**self.metadata.extra, "shard": index, "skipped": skipped}
         if self.replace:
-            for old in as_path(self.out).glob(f"tokens-{index:05d}.*.parquet"):
-                old.unlink()  # before: killed in between, the shard is missing and made again, never there twice
+            self._remove(index)  # before: killed in between, the shard is missing and made again, never there twice
         write_numbered_shard(self.out, index, rows, dataclasses.replace(self.metadata, extra=extra), self.columns)
         give_memory_back()
+
+    def _remove(self, index: int) -> None:
+        # Only now a finished corpus is no longer finished: `strict` may end before anything of it changes.
+        for old in as_path(self.out).glob(f"tokens-{index:05d}.*.parquet"):
+            state = read_state(self.out)
+            if state["state"] == "done":
+                state.pop("shards", None)
+                write_state(self.out, {**state, "state": "running"})
+            old.unlink()
 
     def _encode(
         self, members: Sequence[Utterance], workers: int, heard: Heard | None

@@ -35,19 +35,19 @@ from jepa_tok.corpus.maker import Heard, ShardMaker, is_there
 from jepa_tok.corpus.schema import ShardMetadata
 from jepa_tok.corpus.shards import (
     CORPUS_FILE,
-    CORPUS_FORMAT,
     content_hash,
     list_shards,
     named_hash,
     open_shard,
     read_metadata,
     read_state,
+    write_state,
     writing,
 )
 from jepa_tok.corpus.spool import UtteranceList, spool_corpus
 from jepa_tok.corpus.utterance import Utterance, reading
 from jepa_tok.errors import CorpusError
-from jepa_tok.files import as_path, atomic_writer, is_url, lock_folder, unlock, write_text
+from jepa_tok.files import as_path, atomic_writer, is_url, lock_folder, unlock
 
 log = logging.getLogger(__name__)
 
@@ -184,8 +184,10 @@ class CorpusRun:
                 "take another output folder, or --overwrite this one."
             )
         self._put_damaged_aside()
-        if self.pending() or not done:
-            self._write_state({"state": "running", **given, "source": self.source, "num_shards": self.num_shards})
+        missing = set(self.pending()) - set(list_shards(self.out))
+        if missing or not done:  # where shards are only replaced, the first to be so says that the corpus is running
+            state = {"state": "running", **given, "source": self.source, "num_shards": self.num_shards}
+            write_state(self.out, state)
 
     def pending(self) -> list[int]:
         """Indices of the shards still to be made, with `retry_skipped` and `strict` also those in which files were skipped."""
@@ -263,7 +265,8 @@ class CorpusRun:
             command=shlex.join(sys.argv) if command is None else command,
             version=jepa_tok.__version__,
         )
-        self._write_state(
+        write_state(
+            self.out,
             {
                 "state": "done",
                 **self._fingerprint(),
@@ -271,7 +274,7 @@ class CorpusRun:
                 "columns": self.columns,
                 "shards": shards,
                 "tokenizer": dataclasses.asdict(self.tokenizer.config),
-            }
+            },
         )
         return summary
 
@@ -357,11 +360,6 @@ class CorpusRun:
             path.unlink()
         with contextlib.suppress(OSError):  # other files may be in it
             self.out.rmdir()
-
-    def _write_state(self, state: dict[str, Any]) -> None:
-        path = self.out / CORPUS_FILE
-        with writing(path):
-            write_text(path, json.dumps({"format": CORPUS_FORMAT, **state}, indent=1, ensure_ascii=False) + "\n")
 
     @contextlib.contextmanager
     def _writer(self, name: str) -> Iterator[IO[bytes]]:

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 from jepa_tok.corpus.schema import RESERVED, ShardMetadata, TokenRow, column_types, from_table, to_table
 from jepa_tok.corpus.utterance import check_there, one_line
 from jepa_tok.errors import CorpusError
-from jepa_tok.files import as_path, atomic_writer, is_url
+from jepa_tok.files import as_path, atomic_writer, is_url, write_text
 
 if TYPE_CHECKING:
     from jepa_tok.tokens import Tokens
@@ -270,6 +270,13 @@ def read_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if "shards" in state and len(state["shards"]) != state["num_shards"]:
         raise CorpusError(f"{broken}its `shards` are {len(state['shards'])} of {state['num_shards']}; {mend}.")
     return state
+
+
+def write_state(folder: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """The inverse of `read_state`; raises CorpusError where the file cannot be written."""
+    path = as_path(folder) / CORPUS_FILE
+    with writing(path):
+        write_text(path, json.dumps({"format": CORPUS_FORMAT, **state}, indent=1, ensure_ascii=False) + "\n")
 
 
 def _is_listed(shard: Any) -> bool:
