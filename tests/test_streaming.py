@@ -298,6 +298,9 @@ def test_the_callers_settings_change_nothing_and_stay() -> None:
     finally:
         tok.eval()
     assert torch.equal(ids, expected)
+    with StreamingSession(tok) as session:
+        ids = session.push(wave)
+        decoded = session.decode(ids)
     assert not ids.is_inference() and not decoded.is_inference() and not decoded.requires_grad
 
 

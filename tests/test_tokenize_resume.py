@@ -9,6 +9,7 @@ import os
 
 import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from jepa_tok.corpus import (
     CorpusRun,
+    content_hash,
     list_shards,
     read_shards,
     tokenize_corpus,
@@ -295,6 +297,34 @@ def test_a_foreign_shard_is_noticed(whole, tmp_path):
     shards[2].rename(tmp_path / shards[2].name.replace("00002", "00001"))
     with pytest.raises(CorpusError, match=r"tokens-00001\..*: the shard is of another"):
         tokenize_corpus(manifest, tmp_path, Counter(), rows_per_shard=2)
+
+
+def test_a_shard_of_another_tokenizer_is_noticed(whole, tmp_path):
+    manifest, _, _ = whole
+    for name, tokenizer in (("a", Counter()), ("b", Counter("d" * 16))):
+        tokenize_corpus(manifest, tmp_path / name, tokenizer, rows_per_shard=2)
+    list_shards(tmp_path / "a")[1].unlink()
+    other = list_shards(tmp_path / "b")[1]
+    other.rename(tmp_path / "a" / other.name)
+    with pytest.raises(CorpusError, match=r"tokens-00001\..*: the shard is of another"):
+        tokenize_corpus(manifest, tmp_path / "a", Counter(), rows_per_shard=2)
+
+
+def test_a_shard_that_lost_a_row_is_noticed(whole, tmp_path):
+    manifest, _, _ = whole
+    tokenize_corpus(manifest, tmp_path, Counter(), rows_per_shard=2)
+    path = list_shards(tmp_path)[1]
+    pq.write_table(pq.read_table(path)[:1], path)
+    path.rename(tmp_path / f"tokens-00001.{content_hash(path)}.parquet")
+    with pytest.raises(CorpusError, match=r"tokens-00001\..*: the shard does not account for all"):
+        tokenize_corpus(manifest, tmp_path, Counter(), rows_per_shard=2)
+
+
+def test_a_finished_corpus_that_lost_a_shard_is_not_read(whole, tmp_path):
+    tokenize_corpus(whole[0], tmp_path, Counter(), rows_per_shard=2)
+    list_shards(tmp_path)[5].unlink()
+    with pytest.raises(CorpusError, match="not whole: 5 of 6 shards"):
+        read_shards(tmp_path)
 
 
 def test_one_process_at_a_time(whole, tmp_path):

@@ -289,8 +289,9 @@ def test_equal_hashes_are_not_equal_ids(monkeypatch):
     from array import array
 
     monkeypatch.setattr("jepa_tok.corpus.verify._hash", lambda id: 7)
-    rows = [(f"row {i}", TokenRow(id, torch.zeros(1, 3), 1)) for i, id in enumerate("abca")]
-    assert list(_twice(array("Q", [7] * 4), lambda: iter(rows))) == [("row 3", "a", "row 0")]
+    rows = [(f"row {i}", TokenRow(id, torch.zeros(1, 3), 1)) for i, id in enumerate("abcaa")]
+    found = list(_twice(array("Q", [7] * 5), lambda: iter(rows)))
+    assert found == [("row 3", "a", "row 0"), ("row 4", "a", "row 0")], "the first place is told, not the last"
 
 
 def test_the_source_is_read_as_it_was_tokenized(tiny, tmp_path):
