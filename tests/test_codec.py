@@ -214,18 +214,6 @@ def test_the_mel_head_takes_over_what_a_mel_front_has_heard() -> None:
     torch.testing.assert_close(out.mel_head, again.mel_head)
 
 
-@pytest.mark.parametrize(
-    "strides, head_hop, stage, windows, hop",
-    [([5, 2, 2, 2], 240, 2, 4, 240), ([6, 5, 5, 8, 8], 1, 1, 8, 200), ([6, 5, 5, 8, 8], 1, 5, 1, 1)],
-)
-def test_windows_of_the_mel_head_fill_a_step_exactly(strides, head_hop, stage, windows, hop) -> None:
-    config = GeneratorConfig(strides=strides, channels=[16] * len(strides), head_hop=head_hop)
-    head = MelHead(config, stage)
-    assert (head.windows, head.logmel.hop) == (windows, hop)
-    x, wave = torch.zeros(1, 16, 3), torch.zeros(1, 3 * windows * hop)
-    assert head(x).shape == (1, *head.logmel(wave).shape[1:])
-
-
 def test_the_mel_head_learns_without_a_waveform() -> None:
     codec = build(WITH_HEAD).train()
     wave = sines(1, 2400)

@@ -215,6 +215,10 @@ class Codec(nn.Module):
         encoded, codes, x, mask = self._decode_to_head(wave, lengths)
         return encoded, codes, self._synthesise(x, mask, wave, lengths)
 
+    def steps_to_head(self, wave: Tensor) -> Tensor:
+        """wave [B, S] -> [B, C, L], the steps that the mel head judges."""
+        return self._decode_to_head(wave, None)[2]
+
     def _decode_to_head(
         self, wave: Tensor, lengths: Tensor | None
     ) -> tuple[EncoderOutput, Tensor, Tensor, Tensor | None]:

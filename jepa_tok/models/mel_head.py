@@ -50,6 +50,25 @@ class MelHead(nn.Module):
         """[B, C, L] -> log-mels [B, L * W, M] in the units of `LogMel`, float32."""
         return self.out(self.norm(x)).float().transpose(1, 2).unflatten(-1, (self.windows, N_MELS)).flatten(1, 2)
 
+    @torch.no_grad()
+    def fit(self, x: Tensor, logmel: Tensor, ridge: float = 1e-3) -> None:
+        """Sets the layer to the least-squares answer, so that a trained generator is not shaken by an untrained head.
+
+        :param x: Steps [N, C].
+        :param logmel: What is to be told of each, [N, W * M], in the units of `LogMel`.
+        :param ridge: Added to the covariance of the normed steps, as a share of its mean diagonal.
+        """
+        h = self.norm(x[:, :, None])[:, :, 0].double()
+        y = logmel.double()
+        mean_h, mean_y = h.mean(0), y.mean(0)
+        h, y = h - mean_h, y - mean_y
+        covariance = h.T @ h
+        covariance.diagonal().add_(ridge * covariance.diagonal().mean() + 1e-9)
+        weight = torch.linalg.solve(covariance, h.T @ y).T  # [W * M, C]
+        assert self.out.bias is not None
+        self.out.weight.copy_(weight[:, :, None])
+        self.out.bias.copy_(mean_y - weight @ mean_h)
+
     def loss(self, x: Tensor, wave: Tensor, lengths: Tensor | None, heard: Tensor | None = None) -> Tensor:
         """Mean absolute error of the log-mels in nats, over the windows of all clips.
 

@@ -103,7 +103,8 @@ class CodecRecipeConfig(Validatable):
     augment: AugmentSection = field(default_factory=AugmentSection)
 
     calibration_frames: int = 2_000
-    """Latent frames of training clips that the `norm` bound is set to at the start; 0 leaves it as initialised."""
+    """Latent frames of training clips that the `norm` bound is set to at the start; 0 leaves it as initialised. With `tokenizer`, whose
+    bound is set, ten times as many steps that the mel head is fitted on."""
 
     synthesis_start: int = 0
     """First step in which a waveform is made. Before it encoder and low-rate stages learn from the mel head alone (`mel_head_stage`

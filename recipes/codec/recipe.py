@@ -21,7 +21,7 @@ from jepa_tok.models.codec import Codec
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.training_config import JepaConfig
 from recipes.codec.config import CodecRecipeConfig, EncoderSection
-from tasks.codec.calibrate import calibrate_quantiser
+from tasks.codec.calibrate import calibrate_quantiser, fit_mel_head
 from tasks.codec.metrics import CODEC_METRICS
 from tasks.codec.samples import SampleWriter
 from tasks.codec.unit import CodecEvalUnit, CodecTrainUnit
@@ -45,13 +45,16 @@ class CodecRecipe(Recipe):
             else:
                 load_encoder(model, config.encoder, context.asset_store)
             # Rank 0's weights are broadcast when the model is wrapped, so one rank calibrates for all.
-            if config.tokenizer is None and config.calibration_frames and context.gangs.root.rank == 0:
+            if config.calibration_frames and context.gangs.root.rank == 0:
                 waves = sample_waves(
                     context.get_dataset_as(SpeechDataset).train,
                     np.random.default_rng([config.common.seed, 4]),
                     config.dataset.crop_seconds,
                 )
-                calibrate_quantiser(model.encoder, model.fsq, waves, config.calibration_frames)
+                if config.tokenizer is None:
+                    calibrate_quantiser(model.encoder, model.fsq, waves, config.calibration_frames)
+                else:
+                    fit_mel_head(model, waves, 10 * config.calibration_frames)
             model.sync_average()
         model.freeze()  # fairseq2 has just turned on all gradients
         model.train()

@@ -1,4 +1,4 @@
-"""Sets the quantiser to the encoder's latents, once, before stage 2 starts.
+"""Sets the quantiser to the encoder's latents, and a mel head to a trained generator, once, before stage 2 starts.
 
 N frames   D dimensions
 """
@@ -12,6 +12,7 @@ from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 
+from jepa_tok.models.codec import Codec
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.fsq import FSQ
 from jepa_tok.monitor import code_entropies
@@ -45,3 +46,33 @@ def calibrate_quantiser(encoder: Encoder, fsq: FSQ, waves: Iterable[Tensor], fra
         float(usage.mean()),
         float(usage.min()),
     )
+
+
+@torch.no_grad()
+def fit_mel_head(codec: Codec, waves: Iterable[Tensor], steps: int) -> None:
+    """Fits the mel head of `codec`, where it has one, on up to `steps` steps of the stage below it.
+
+    RecipeError where there is no clip.
+    """
+    head = codec.mel_head
+    if head is None:
+        return
+    device = next(codec.parameters()).device
+    codec.train()  # the weights, not their average, which nobody has set yet; the encoder stays in evaluation mode
+    heard: list[Tensor] = []
+    told: list[Tensor] = []
+    count = 0
+    for wave in waves:
+        wave = wave[None].to(device)
+        x = codec.steps_to_head(wave)[0].T  # [L, C]
+        logmel = head.logmel(wave)[0]  # [L * W, M], but for the windows behind the clip's end
+        whole = len(logmel) // head.windows
+        heard.append(x[:whole].float().cpu())
+        told.append(logmel[: whole * head.windows].reshape(whole, -1).cpu())
+        count += whole
+        if count >= steps:
+            break
+    if not heard:
+        raise RecipeError("the mel head cannot be fitted: none of the training files can be read.")
+    head.fit(torch.cat(heard).to(device), torch.cat(told).to(device))
+    log.info("Mel head: fitted on {} steps.", count)

@@ -211,6 +211,16 @@ def test_training_goes_on_from_a_tokenizer(tmp_path) -> None:
         load_tokenizer(codec, str(tmp_path / "nowhere"))
 
 
+def test_a_run_from_a_tokenizer_begins_with_a_fitted_mel_head(runs, corpus, tmp_path, capfd) -> None:
+    from jepa_tok import SpeechTokenizer
+
+    SpeechTokenizer.from_config(small_codec().tokenizer, seed=3).save_pretrained(tmp_path / "tokenizer")
+    options = [f"tokenizer={tmp_path / 'tokenizer'}", "regime.num_steps=2", "regime.validate_every_n_steps=2"]
+    whole = command(tmp_path / "run", corpus, tmp_path, *options)
+    runs.run([x for x in whole if not x.startswith("encoder.path=")])
+    assert any("Mel head: fitted on" in log.read_text() for log in (tmp_path / "run").rglob("*.log"))
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [

@@ -9,14 +9,17 @@ import pytest
 import soundfile
 import torch
 from fairseq2.metrics import MetricBag
+from fairseq2.recipe.error import RecipeError
 
 import tasks  # noqa: F401  (preloads libsndfile)
 from jepa_tok._fairseq2.speech_reader import SpeechBatch
 from jepa_tok.models.codec import Codec
 from jepa_tok.presets import codec_config
 from tasks.augment import AugmentSection
+from tasks.codec.calibrate import fit_mel_head
 from tasks.codec.samples import SampleWriter, file_name, spectrogram
 from tasks.codec.unit import CodecEvalUnit, CodecTrainUnit
+from tests.tokenizers import speech
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,27 @@ def test_the_waveform_comes_in_at_its_step(tmp_path: Path) -> None:
             assert float(metrics["mel_head"].compute()) > 0.0
             assert (float(metrics["l1"].compute()) > 0.0) == (step == 3)
     assert [p.name for p in sorted((tmp_path / "samples").iterdir())] == ["original", "step_3"]
+
+
+def test_the_mel_head_is_fitted_to_the_generator_it_finds() -> None:
+    torch.manual_seed(0)
+    config = codec_config("tiny")
+    config.mel_head_stage, config.average_decay, config.freeze_encoder = 2, 0.9, False
+    codec = Codec(config)
+    with torch.no_grad():
+        codec.average["generator"].project.weight.zero_()  # nobody has set the average yet
+    waves = [speech(30_000 + 500 * i, seed=i) for i in range(6)]
+
+    def error() -> float:
+        with torch.no_grad():
+            return float(codec(waves[0][None], adversarial=False, disc=False, synthesis=False).mel_head)
+
+    before = error()
+    fit_mel_head(codec, waves, 100_000)
+    assert error() < 0.5 * before
+    with pytest.raises(RecipeError, match=r"^the mel head cannot be fitted: none of the training files can be read"):
+        fit_mel_head(codec, [], 10)
+    fit_mel_head(Codec(codec_config("tiny")), [], 10)  # without a head there is nothing to do
 
 
 def test_validation_writes_chosen_clips(codec, tmp_path: Path) -> None:
