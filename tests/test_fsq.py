@@ -158,6 +158,15 @@ def test_calibration_uses_every_dimension_evenly_whatever_its_mean_and_spread() 
     assert not tanh.state_dict()
 
 
+def test_calibration_of_some_dimensions_leaves_the_others() -> None:
+    torch.manual_seed(0)
+    frames = torch.randn(400, 16)
+    fsq, dims = FSQ(QuantizerConfig(dim=16, bound="norm")), torch.arange(16) % 3 == 0
+    scale, bias = fsq.scale.clone(), fsq.bias.clone()
+    fsq.calibrate(frames, dims)
+    assert torch.equal(fsq.scale != scale, dims) and torch.equal(fsq.bias != bias, dims)
+
+
 def test_calibration_on_a_constant_dimension_stays_finite() -> None:
     fsq = FSQ(QuantizerConfig(dim=4, bound="norm"))
     fsq.calibrate(torch.ones(10, 4))

@@ -62,12 +62,14 @@ class FSQ(nn.Module):
             nn.init.zeros_(self.bias)
 
     @torch.no_grad()
-    def calibrate(self, frames: Tensor) -> None:
+    def calibrate(self, frames: Tensor, dims: Tensor | None = None) -> None:
         """Sets `norm`'s scale and bias so that these frames [N, D] use the levels of every dimension about evenly.
 
         Each dimension's median goes to 0 and its half interquartile range to atanh(1/2), the edge of the outer two of four
         levels. What an encoder puts out has its own mean and spread in each dimension; without this, dimensions of little
         spread would hold a single level. Does nothing for the `tanh` bound, which has nothing to set.
+
+        :param dims: Bool [D], which dimensions to set; None means all.
         """
         if self.scale is None or self.bias is None:
             return
@@ -78,8 +80,9 @@ class FSQ(nn.Module):
         quartiles = torch.tensor([0.25, 0.5, 0.75], device=frames.device)
         low, median, high = torch.quantile(self.normalise(frames.float()), quartiles, dim=0)
         scale = (2.0 * math.atanh(0.5) / (high - low)).clamp_max(_MAX_SCALE)
-        self.scale.copy_(scale)
-        self.bias.copy_(-scale * median)
+        dims = torch.ones_like(scale, dtype=torch.bool) if dims is None else dims.to(scale.device)
+        self.scale.copy_(torch.where(dims, scale, self.scale))
+        self.bias.copy_(torch.where(dims, -scale * median, self.bias))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z [B, T, D] -> (values float32 [B, T, D] in (-1, 1), codes int64 [B, T, D]).

@@ -106,6 +106,10 @@ class CodecRecipeConfig(Validatable):
     """Latent frames of training clips that the `norm` bound is set to at the start; 0 leaves it as initialised. With `tokenizer`, whose
     bound is set, ten times as many steps that the mel head is fitted on."""
 
+    calibrate_below: float = 0.0
+    """With `tokenizer`: dimensions whose codes use less than this share of their entropy on those frames have their bound set anew. What
+    was a code of theirs becomes another, which the decoder has to learn; 0 leaves all as they are."""
+
     synthesis_start: int = 0
     """First step in which a waveform is made. Before it encoder and low-rate stages learn from the mel head alone (`mel_head_stage`
     of the model), at a fraction of a step's price."""
@@ -148,5 +152,7 @@ class CodecRecipeConfig(Validatable):
             result.add_error(
                 f"`gan.discriminator_start` must be at least `synthesis_start` ({self.synthesis_start}), but is {self.gan.discriminator_start} instead."
             )
+        if not 0.0 <= self.calibrate_below <= 1.0:
+            result.add_error(f"`calibrate_below` must lie in 0 to 1, but is {self.calibrate_below} instead.")
         check_warmup(result, self.lr_scheduler, self.regime)
         return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from fairseq2.assets import AssetStore
 from fairseq2.logging import log
@@ -46,15 +48,14 @@ class CodecRecipe(Recipe):
                 load_encoder(model, config.encoder, context.asset_store)
             # Rank 0's weights are broadcast when the model is wrapped, so one rank calibrates for all.
             if config.calibration_frames and context.gangs.root.rank == 0:
-                waves = sample_waves(
-                    context.get_dataset_as(SpeechDataset).train,
-                    np.random.default_rng([config.common.seed, 4]),
-                    config.dataset.crop_seconds,
-                )
-                if config.tokenizer is None:
-                    calibrate_quantiser(model.encoder, model.fsq, waves, config.calibration_frames)
-                else:
-                    fit_mel_head(model, waves, 10 * config.calibration_frames)
+                train, crop = context.get_dataset_as(SpeechDataset).train, config.dataset.crop_seconds
+                fresh = config.tokenizer is None
+                waves = partial(sample_waves, train, np.random.default_rng([config.common.seed, 4]), crop)
+                if fresh or config.calibrate_below:
+                    below = None if fresh else config.calibrate_below
+                    calibrate_quantiser(model.encoder, model.fsq, waves(), config.calibration_frames, below)
+                if not fresh:
+                    fit_mel_head(model, waves(), 10 * config.calibration_frames)
             model.sync_average()
         model.freeze()  # fairseq2 has just turned on all gradients
         model.train()

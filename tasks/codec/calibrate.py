@@ -19,8 +19,12 @@ from jepa_tok.monitor import code_entropies
 
 
 @torch.no_grad()
-def calibrate_quantiser(encoder: Encoder, fsq: FSQ, waves: Iterable[Tensor], frames: int) -> None:
+def calibrate_quantiser(
+    encoder: Encoder, fsq: FSQ, waves: Iterable[Tensor], frames: int, below: float | None = None
+) -> None:
     """Calibrates `fsq` on up to `frames` latent frames of `waves`; a `tanh` bound has nothing to set.
+
+    With `below` only those dimensions whose codes use less than this share of their entropy.
 
     RecipeError where there is no clip.
     """
@@ -38,10 +42,13 @@ def calibrate_quantiser(encoder: Encoder, fsq: FSQ, waves: Iterable[Tensor], fra
     if not kept:
         raise RecipeError("the quantiser cannot be calibrated: none of the training files can be read.")
     latents = torch.cat(kept)[:frames].to(device)  # [N, D]
-    fsq.calibrate(latents)
+    poor = None if below is None else code_entropies(fsq.quantize(latents).cpu(), fsq.radices) < below
+    fsq.calibrate(latents, poor)
     usage = code_entropies(fsq.quantize(latents).cpu(), fsq.radices)
     log.info(
-        "Quantiser: {} latent frames; code usage {:.3f}, least {:.3f}.",
+        "Quantiser: {} of {} dimensions set on {} latent frames; code usage {:.3f}, least {:.3f}.",
+        len(usage) if poor is None else int(poor.sum()),
+        len(usage),
         len(latents),
         float(usage.mean()),
         float(usage.min()),

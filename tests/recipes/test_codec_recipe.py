@@ -211,14 +211,19 @@ def test_training_goes_on_from_a_tokenizer(tmp_path) -> None:
         load_tokenizer(codec, str(tmp_path / "nowhere"))
 
 
-def test_a_run_from_a_tokenizer_begins_with_a_fitted_mel_head(runs, corpus, tmp_path, capfd) -> None:
+def test_a_run_from_a_tokenizer_sets_poor_dimensions_and_the_mel_head(runs, corpus, tmp_path) -> None:
     from jepa_tok import SpeechTokenizer
 
-    SpeechTokenizer.from_config(small_codec().tokenizer, seed=3).save_pretrained(tmp_path / "tokenizer")
-    options = [f"tokenizer={tmp_path / 'tokenizer'}", "regime.num_steps=2", "regime.validate_every_n_steps=2"]
-    whole = command(tmp_path / "run", corpus, tmp_path, *options)
+    tokenizer = SpeechTokenizer.from_config(small_codec().tokenizer, seed=3)
+    with torch.no_grad():
+        tokenizer.fsq.bias[5:7] += 10.0  # two dimensions of one code
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    options = [f"tokenizer={tmp_path / 'tokenizer'}", "calibrate_below=0.01", "regime.num_steps=2"]
+    whole = command(tmp_path / "run", corpus, tmp_path, *options, "regime.validate_every_n_steps=2")
     runs.run([x for x in whole if not x.startswith("encoder.path=")])
-    assert any("Mel head: fitted on" in log.read_text() for log in (tmp_path / "run").rglob("*.log"))
+    written = "".join(log.read_text() for log in (tmp_path / "run").rglob("*.log"))
+    found = re.search(r"Quantiser: (\d+) of 128 dimensions set on", written)
+    assert found is not None and 2 <= int(found[1]) < 64 and "Mel head: fitted on" in written
 
 
 @pytest.mark.parametrize(
@@ -260,6 +265,7 @@ def test_contradictions_are_found() -> None:
     assert EncoderSection(path=Path("x"), random=True).validate().has_error()
     assert CodecRecipeConfig(tokenizer="small", encoder=EncoderSection(random=True)).validate().has_error()
     assert CodecRecipeConfig(synthesis_start=5_001).validate().has_error()
+    assert CodecRecipeConfig(calibrate_below=1.5).validate().has_error()
     config = CodecRecipeConfig()
     config.trainer.data_parallelism = "fsdp"
     assert config.validate().has_error()
