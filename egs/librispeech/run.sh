@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # LibriSpeech from audio to tokens, a language model and probes, stage by stage. Thin over the recipes.
 #
-#   egs/librispeech/run.sh --librispeech DIR [--arch small] [--hardware cpu|gpu80|8gpu] [--stage N] [--stop-stage M]
+#   egs/librispeech/run.sh --librispeech DIR [--arch small] [--tokenizer small] [--hardware cpu|gpu80|8gpu] [--stage N] [--stop-stage M]
 #
 #   0  download          --download "train-clean-100 dev-clean" into DIR's parent (torchaudio)
 #   1  data              manifests in EXP/data
-#   2  stage 1           JEPA encoder                    -> EXP/stage1
+#   2  stage 1           JEPA encoder                    -> EXP/stage1           (not with --tokenizer)
 #   3  stage 2           tokenizer                       -> EXP/stage2, exported to EXP/tokenizer
+#                        --tokenizer NAME or FOLDER: a trained one, copied to EXP/tokenizer
 #   4  tokens            every utterance                 -> EXP/tokens
 #   5  language model    on the training readers' tokens -> EXP/lm
 #   6  continuation      of an unseen reader's prompt    -> EXP/generate
@@ -20,11 +21,11 @@ set -euo pipefail
 main() { # one function: bash reads it whole before it starts, so that the file may change while it runs
 cd "$(dirname "$0")/../.."
 
-librispeech= download= arch=tiny hardware=cpu exp= stage=1 stop_stage=8 python=.venv/bin/python seed=2
+librispeech= download= tokenizer= arch=tiny hardware=cpu exp= stage=1 stop_stage=8 python=.venv/bin/python seed=2
 stage1_args= stage2_args= lm_args= asr_args=
 while [ $# -gt 0 ]; do
     case $1 in
-        --librispeech | --download | --arch | --hardware | --exp | --stage | --stop-stage | --python | --seed | --stage1-args | --stage2-args | --lm-args | --asr-args)
+        --librispeech | --download | --tokenizer | --arch | --hardware | --exp | --stage | --stop-stage | --python | --seed | --stage1-args | --stage2-args | --lm-args | --asr-args)
             [ $# -ge 2 ] || { echo "run.sh: error: $1 needs a value" >&2; exit 2; }
             name=${1#--}
             printf -v "${name//-/_}" %s "$2"
@@ -82,11 +83,14 @@ if at 1; then
     run data "$python" -m egs.librispeech.prepare "$librispeech" "$data"
 fi
 # shellcheck disable=SC2206  # the recipes' own key=value pairs, several in one option
-if at 2; then
+if at 2 && [ -z "$tokenizer" ]; then
     run stage1 "${launch[@]}" recipes.jepa "$exp/stage1" --no-rich --config-file "recipes/jepa/configs/${configs[0]}.yaml" \
         --config "dataset.config_overrides.manifests=[$data/all.jsonl]" model.arch="$arch" common.seed="$seed" $stage1_args
 fi
-if at 3; then
+if at 3 && [ -n "$tokenizer" ]; then
+    run tokenizer "$python" -c "import sys; from jepa_tok import SpeechTokenizer as T; T.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])" \
+        "$tokenizer" "$exp/tokenizer"
+elif at 3; then
     run stage2 "${launch[@]}" recipes.codec "$exp/stage2" --no-rich --config-file "recipes/codec/configs/${configs[1]}.yaml" \
         --config "dataset.config_overrides.manifests=[$data/all.jsonl]" model.arch="$arch" common.seed="$seed" encoder.path="$exp/stage1" $stage2_args
     run export "$python" -m recipes.codec.export "$exp/stage2" "$exp/tokenizer" --name "librispeech-$arch"

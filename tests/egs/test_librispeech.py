@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from egs.librispeech.prepare import prepare
+from jepa_tok import SpeechTokenizer
 from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.errors import CorpusError
 
@@ -68,3 +69,18 @@ def test_a_wrong_folder_ends_in_one_line(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1 and "trans.txt" in result.stderr
+
+
+def test_a_trained_tokenizer_takes_the_place_of_training(librispeech: Path, tmp_path: Path) -> None:
+    tokenizer = SpeechTokenizer.from_config("tiny", seed=2)
+    tokenizer.save_pretrained(tmp_path / "mine", compact=True)
+    exp, root = tmp_path / "exp", Path(__file__).parents[2]
+    command = ["bash", str(root / "egs/librispeech/run.sh"), "--librispeech", str(librispeech), "--exp", str(exp)]
+    command += ["--python", sys.executable, "--stop-stage", "3", "--tokenizer"]
+    subprocess.run([*command, str(tmp_path / "mine")], check=True, capture_output=True)
+    names = [json.loads(line)["name"] for line in (exp / "commands.jsonl").read_text().splitlines()]
+    assert names == ["data", "tokenizer"] and not (exp / "stage1").exists()
+    mine = SpeechTokenizer.from_pretrained(tmp_path / "mine")
+    assert SpeechTokenizer.from_pretrained(exp / "tokenizer").hash == mine.hash != tokenizer.hash
+    failed = subprocess.run([*command, str(tmp_path / "lost")], capture_output=True, text=True)
+    assert failed.returncode != 0 and failed.stderr.splitlines()[-1].startswith("run.sh: error: tokenizer ended")
