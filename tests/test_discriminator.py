@@ -33,6 +33,15 @@ def test_any_width_builds(width: float) -> None:
     assert (count(narrow) < count(full)) == (width < 1)
 
 
+@pytest.mark.parametrize("width", [0.125, 1.0])
+def test_an_untrained_one_hears_speech_at_its_usual_level(width: float) -> None:
+    torch.manual_seed(0)
+    wave = 0.1 * torch.randn(2, 6000)
+    with torch.inference_mode():
+        for maps in Discriminator(DiscriminatorConfig(width=width))(wave):
+            assert 0.008 < float(maps[-1].values.std()) < 1.0  # logits are to reach 0 and 1; .001 at torch's default
+
+
 @pytest.mark.parametrize("samples", [1, 2, 7, 100, 4001])
 def test_any_length_is_judged(samples: int) -> None:
     discriminator = Discriminator(SMALL)

@@ -52,6 +52,13 @@ class Discriminator(nn.Module):
         self.periods = nn.ModuleList(PeriodDiscriminator(period, config.width) for period in config.periods)
         self.scales = nn.ModuleList(ScaleDiscriminator(config.width) for _ in range(config.scales))
         self.pool = nn.AvgPool1d(4, 2, padding=2)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+                # Scaled for the leaky ReLUs (arXiv 1502.01852). At torch's default a sixth of the variance is left by each layer: logits
+                # are their biases, and hundreds of steps pass at chance.
+                nn.init.kaiming_normal_(module.weight, a=SLOPE)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> list[list[Feature]]:
         """Judges waves.
