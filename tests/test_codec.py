@@ -124,10 +124,10 @@ def test_the_generator_can_learn_from_fixed_discriminators() -> None:
 
 
 def test_generator_loss_is_the_weighted_sum() -> None:
-    weights = {"l1": 3.0, "stft": 0.5, "mel": 0.7, "adversarial": 0.2, "usage": 0.3, "mel_head": 0.9}
+    weights = {"l1": 3.0, "stft": 0.5, "mel": 0.7, "adversarial": 0.2, "usage": 0.3, "mel_head": 0.9, "pitch": 1.7}
     out = build(dataclasses.replace(WITH_HEAD, **{f"{name}_weight": value for name, value in weights.items()}))(sines())
     total = sum(value * getattr(out, name) for name, value in weights.items()) + 0.2 * out.feature_matching
-    assert out.mel > 0 and out.usage > 0 and out.mel_head > 0
+    assert out.mel > 0 and out.usage > 0 and out.mel_head > 0 and out.pitch > 0
     torch.testing.assert_close(out.generator_loss, total)
 
 

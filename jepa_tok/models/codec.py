@@ -40,7 +40,7 @@ class CodecOutput:
     """Losses (float32 scalars) and what they were computed from."""
 
     generator_loss: Tensor
-    """Sum of l1, stft, mel, adversarial + feature_matching, usage and mel_head, each times its weight."""
+    """Sum of l1, stft, mel, adversarial + feature_matching, usage, mel_head and pitch, each times its weight."""
 
     discriminator_loss: Tensor
     """Least-squares GAN loss of the discriminators, summed over them; 0 where they did not run."""
@@ -56,6 +56,9 @@ class CodecOutput:
 
     mel_head: Tensor
     """Exactly 0 without a mel head."""
+
+    pitch: Tensor
+    """Mean squared error of the mel head's periodicities; exactly 0 with `pitch_weight` 0."""
 
     usage: Tensor
     """Exactly 0 with `usage_weight` 0."""
@@ -100,7 +103,7 @@ class Codec(nn.Module):
         self.discriminator = Discriminator(config.discriminator)
         self.mel_head: MelHead | None = None
         if config.mel_head_stage:
-            self.mel_head = MelHead(config.tokenizer.generator, config.mel_head_stage)
+            self.mel_head = MelHead(config.tokenizer.generator, config.mel_head_stage, config.pitch_weight > 0.0)
         self.average: nn.ModuleDict | None = None
         if config.average_decay:
             parts = ["generator"] if config.freeze_encoder else ["encoder", "fsq", "generator"]
@@ -185,7 +188,7 @@ class Codec(nn.Module):
         c = self.config
         zero = x.new_zeros((), dtype=torch.float32)
         losses = dict.fromkeys(("l1", "stft", "mel", "adversarial", "feature_matching"), zero)
-        g_loss = d_loss = usage = mel_head = zero
+        g_loss = d_loss = usage = mel_head = pitch = zero
         fake: Tensor | None = None
         if synthesis:
             fake = self._synthesise(x, mask, wave, lengths)
@@ -193,8 +196,8 @@ class Codec(nn.Module):
         head = self.part("mel_head") if self.mel_head is not None else None
         if isinstance(head, MelHead):
             shared = head.same_windows(c.tokenizer.encoder)
-            mel_head = head.loss(x, wave, lengths, encoded.logmel if shared else None)
-            g_loss = g_loss + c.mel_head_weight * mel_head
+            mel_head, pitch = head.loss(x, wave, lengths, encoded.logmel if shared else None)
+            g_loss = g_loss + c.mel_head_weight * mel_head + c.pitch_weight * pitch
         if c.usage_weight:
             usage = self._usage(encoded)
             g_loss = g_loss + c.usage_weight * usage
@@ -202,6 +205,7 @@ class Codec(nn.Module):
             generator_loss=g_loss,
             discriminator_loss=d_loss,
             mel_head=mel_head,
+            pitch=pitch,
             usage=usage,
             reconstruction=fake,
             codes=codes,

@@ -72,10 +72,10 @@ def fit_mel_head(codec: Codec, waves: Iterable[Tensor], steps: int) -> None:
     for wave in waves:
         wave = wave[None].to(device)
         x = codec.steps_to_head(wave)[0].T  # [L, C]
-        logmel = head.logmel(wave)[0]  # [L * W, M], but for the windows behind the clip's end
-        whole = len(logmel) // head.windows
+        truth = head.truth(wave)[0]  # [L * W, M or M + K], but for the windows behind the clip's end
+        whole = len(truth) // head.windows
         heard.append(x[:whole].float().cpu())
-        told.append(logmel[: whole * head.windows].reshape(whole, -1).cpu())
+        told.append(truth[: whole * head.windows].reshape(whole, -1).cpu())
         count += whole
         if count >= steps:
             break
