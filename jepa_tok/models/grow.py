@@ -153,7 +153,7 @@ class _Growth:
             self.values(a.act, b.act, x)
             heard, x = x, self.widening(a.up.out_channels, b.up.out_channels)
             weight = heard.read(a.up.weight.transpose(0, 1), 1)  # transposed convolutions have [C in, C out, taps]
-            self.put(b.up.weight, _taps(x.write(weight, self.rng), a, b).transpose(0, 1))
+            b.up.weight.copy_(_taps(x.write(weight, self.rng), a, b).transpose(0, 1))
             self.bias(a.up, b.up, x)
             self.blocks(a.blocks, b.blocks, x)
             self.conformers(a.conformers, b.conformers, x)
@@ -164,18 +164,14 @@ class _Growth:
     def widening(self, channels: int, wide: int) -> Widening:
         return Widening.draw(channels, wide, self.rng)
 
-    @staticmethod
-    def put(target: Tensor, value: Tensor) -> None:
-        target.copy_(value)
-
     def values(self, small: nn.Module, large: nn.Module, x: Widening) -> None:
         """Norms and activations: parameters of a value for each channel."""
         for a, b in zip(small.parameters(), large.parameters()):
-            self.put(b, x.copy(a))
+            b.copy_(x.copy(a))
 
     def conv(self, small: nn.Conv1d | nn.Linear, large: nn.Conv1d | nn.Linear, out: Widening, x: Widening) -> None:
         """Linear layers and convolutions; depthwise ones have an `x` of one channel."""
-        self.put(large.weight, _taps(out.write(x.read(small.weight, 1), self.rng), small, large))
+        large.weight.copy_(_taps(out.write(x.read(small.weight, 1), self.rng), small, large))
         self.bias(small, large, out)
 
     @staticmethod
@@ -196,14 +192,14 @@ class _Growth:
             self.values(a.norm, b.norm, x)
             self.conv(a.up, b.up, inner, x)
             self.conv(a.down, b.down, x, inner)
-            self.put(b.scale, x.copy(a.scale))
+            b.scale.copy_(x.copy(a.scale))
 
     def gate(self, small: nn.Module | None, large: nn.Module | None, x: Widening) -> None:
         """DAAM: one projection that reads the channels; the mixture is the same."""
         if small is None or large is None:
             return
         for (name, a), b in zip(small.named_parameters(), large.parameters()):
-            self.put(b, x.read(a, 1) if name == "project.weight" else a)
+            b.copy_(x.read(a, 1) if name == "project.weight" else a)
 
     def conformers(self, small: nn.ModuleList, large: nn.ModuleList, x: Widening) -> None:
         """A new block adds nothing, and takes over the last norm's scale and shift, which the block before it leaves to it."""
@@ -235,8 +231,8 @@ class _Growth:
             a.conv.up.weight.chunk(2), a.conv.up.bias.chunk(2), b.conv.up.weight.chunk(2), b.conv.up.bias.chunk(2)
         )
         for weight, bias, wide_weight, wide_bias in halves:  # value and gate of the GLU
-            self.put(wide_weight, x.write(x.read(weight, 1), self.rng))
-            self.put(wide_bias, x.copy(bias))
+            wide_weight.copy_(x.write(x.read(weight, 1), self.rng))
+            wide_bias.copy_(x.copy(bias))
         self.conv(a.conv.depthwise, b.conv.depthwise, x, Widening.same(1))
         self.values(a.conv.norm_mid, b.conv.norm_mid, x)
         self.conv(a.conv.down, b.conv.down, x, x)
@@ -253,14 +249,14 @@ class _Growth:
             root = keys.share.sqrt() * (wide / inner) ** 0.25  # the product is divided by the root of its width
             for part in (0, 1):
                 rows = slice((part * a.heads + head) * wide, (part * a.heads + head + 1) * wide)
-                self.put(b.qkv.weight[rows], keys.write(weight[part, head], self.rng) * root[:, None])
-                self.put(b.qkv.bias[rows], keys.copy(bias[part, head]) * root)
+                b.qkv.weight[rows].copy_(keys.write(weight[part, head], self.rng) * root[:, None])
+                b.qkv.bias[rows].copy_(keys.copy(bias[part, head]) * root)
             rows = slice((2 * a.heads + head) * wide, (2 * a.heads + head + 1) * wide)
-            self.put(b.qkv.weight[rows], values.write(weight[2, head], self.rng))
-            self.put(b.qkv.bias[rows], values.copy(bias[2, head]))
+            b.qkv.weight[rows].copy_(values.write(weight[2, head], self.rng))
+            b.qkv.bias[rows].copy_(values.copy(bias[2, head]))
             columns = slice(head * wide, (head + 1) * wide)
-            self.put(b.out.weight[:, columns], x.write(values.read(out[:, head], 1), self.rng))
-        self.put(b.out.bias, x.copy(a.out.bias))
+            b.out.weight[:, columns].copy_(x.write(values.read(out[:, head], 1), self.rng))
+        b.out.bias.copy_(x.copy(a.out.bias))
 
 
 def _layer(sequence: nn.Sequential, index: int) -> nn.Linear:

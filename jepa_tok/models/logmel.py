@@ -50,6 +50,12 @@ def _window(n_fft: int, device: torch.device) -> Tensor:
         return torch.hann_window(n_fft, dtype=torch.float64).float().to(device)
 
 
+def hann_windows(wave: Tensor, n_fft: int, hop: int, left: int, steps: int) -> Tensor:
+    """Hann-windowed samples [B, L, n_fft] of a wave [B, S]: L = `steps` windows, the first begins `left` samples before the wave."""
+    right = (steps - 1) * hop + n_fft - left - wave.shape[-1]
+    return F.pad(wave, (left, right)).unfold(-1, n_fft, hop) * _window(n_fft, wave.device)
+
+
 class LogMel(nn.Module):
     """Log of the mean spectral magnitude under each filter, shifted and scaled by constants to about unit range for speech.
 
@@ -70,14 +76,10 @@ class LogMel(nn.Module):
     def forward(self, wave: Tensor, state: StreamState | None = None) -> Tensor:
         """[B, S], zero outside each clip -> [B, L, M] with L = ceil(S / hop)."""
         with torch.autocast(wave.device.type, enabled=False):
-            window = _window(self.n_fft, wave.device)
             filters = mel_filters(self.sample_rate, self.n_fft, self.n_mels, wave.device)
-            steps = -(-wave.shape[-1] // self.hop)
-            left = self.n_fft - self.hop if self.causal else (self.n_fft - self.hop) // 2
-            right = (steps - 1) * self.hop + self.n_fft - left - wave.shape[-1]
-            wave = wave.float()
+            wave, steps, left = wave.float(), -(-wave.shape[-1] // self.hop), (self.n_fft - self.hop) // 2
             if self.causal:
-                wave, left = look_back(wave, left, state, self), 0
-            frames = F.pad(wave, (left, right)).unfold(-1, self.n_fft, self.hop)  # [B, L, n_fft]
-            magnitude = torch.fft.rfft(frames * window).abs()
+                wave, left = look_back(wave, self.context, state, self), 0
+            frames = hann_windows(wave, self.n_fft, self.hop, left, steps)
+            magnitude = torch.fft.rfft(frames).abs()
             return ((magnitude @ filters + self.FLOOR).log() - self.MEAN) / self.DEVIATION

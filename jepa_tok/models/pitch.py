@@ -13,7 +13,8 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from jepa_tok.models.logmel import hann_windows
 
 N_LAGS = 48
 HIGHEST, LOWEST = 400.0, 62.5
@@ -49,11 +50,8 @@ class Periodicity(nn.Module):
         """[B, S], zero outside each clip -> [B, L, K] with L = ceil(S / hop); windows stand where those of `LogMel` do."""
         with torch.autocast(wave.device.type, enabled=False):
             cosines = _cosines(self.sample_rate, self.n_fft, wave.device)
-            window = torch.hann_window(self.n_fft, device=wave.device)
-            steps = -(-wave.shape[-1] // self.hop)
-            left = (self.n_fft - self.hop) // 2
-            right = (steps - 1) * self.hop + self.n_fft - left - wave.shape[-1]
-            frames = F.pad(wave.float(), (left, right)).unfold(-1, self.n_fft, self.hop)
+            steps, left = -(-wave.shape[-1] // self.hop), (self.n_fft - self.hop) // 2
+            frames = hann_windows(wave.float(), self.n_fft, self.hop, left, steps)
             bins = int(BAND * 2 * self.n_fft / self.sample_rate) + 1
-            magnitude = torch.fft.rfft(frames * window, 2 * self.n_fft)[..., :bins].abs()
+            magnitude = torch.fft.rfft(frames, 2 * self.n_fft)[..., :bins].abs()
             return (magnitude @ cosines[:bins]) / (magnitude[..., 1:].sum(-1, keepdim=True) + self.FLOOR)

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from jepa_tok.errors import JepaTokError
 from jepa_tok.training_config import CodecConfig
+from recipes.outcome import write_tokenizer
 
 
 def export_codec(
@@ -53,13 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         "--compact", action="store_true", help="round weights to int8: a quarter of the size, another tokenizer"
     )
     args = parser.parse_args(argv)
-    try:
-        hash = export_codec(args.run_dir, args.out_dir, args.step, args.name, args.compact)
-    except JepaTokError as ex:
-        print(f"error: {ex}", file=sys.stderr)
-        return 2
-    print(f"wrote {args.out_dir} (tokenizer {hash})")
-    return 0
+    return write_tokenizer(
+        args.out_dir, lambda: export_codec(args.run_dir, args.out_dir, args.step, args.name, args.compact)
+    )
 
 
 if __name__ == "__main__":

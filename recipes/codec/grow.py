@@ -5,7 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jepa_tok.errors import JepaTokError
+from recipes.outcome import write_tokenizer
+
+
+def grow_folder(small: str, out_dir: str, arch: str, seed: int) -> str:
+    """Writes `small`, grown to the preset `arch`, and returns its hash; JepaTokError where they do not fit or cannot be read or written."""
+    from jepa_tok import SpeechTokenizer
+    from jepa_tok.models.grow import grow
+    from jepa_tok.presets import tokenizer_config
+
+    large = grow(SpeechTokenizer.from_pretrained(small), tokenizer_config(arch), seed)
+    large.save_pretrained(out_dir)
+    return large.hash
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,19 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", default="small", help="preset to grow to (default: small)")
     parser.add_argument("--seed", type=int, default=0, help="of the copies' noise and the new blocks")
     args = parser.parse_args(argv)
-    try:
-        from jepa_tok import SpeechTokenizer
-        from jepa_tok.hub import read_folder
-        from jepa_tok.models.grow import grow
-        from jepa_tok.presets import tokenizer_config
-
-        large = grow(SpeechTokenizer.from_pretrained(args.small), tokenizer_config(args.arch), args.seed)
-        hash = read_folder(large.save_pretrained(args.out_dir)).hash
-    except JepaTokError as ex:
-        print(f"error: {ex}", file=sys.stderr)
-        return 2
-    print(f"wrote {args.out_dir} (tokenizer {hash})")
-    return 0
+    return write_tokenizer(args.out_dir, lambda: grow_folder(args.small, args.out_dir, args.arch, args.seed))
 
 
 if __name__ == "__main__":

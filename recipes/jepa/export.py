@@ -16,6 +16,7 @@ from jepa_tok.config import TokenizerConfig
 from jepa_tok.errors import ConfigError, JepaTokError
 from jepa_tok.presets import PRESETS, tokenizer_config
 from jepa_tok.training_config import JepaConfig
+from recipes.outcome import write_tokenizer
 
 if TYPE_CHECKING:
     from jepa_tok import SpeechTokenizer
@@ -106,15 +107,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the untrained parts")
     parser.add_argument("--calibrate", metavar="MANIFEST", help="corpus whose training rows the quantiser is set to")
     args = parser.parse_args(argv)
-    try:
-        hash = export_encoder(
-            args.run_dir, args.out_dir, args.step, args.weights, args.preset, args.seed, args.calibrate
-        )
-    except JepaTokError as ex:
-        print(f"error: {ex}", file=sys.stderr)
-        return 2
-    print(f"wrote {args.out_dir} (tokenizer {hash}; its decoder is untrained)")
-    return 0
+    given = (args.run_dir, args.out_dir, args.step, args.weights, args.preset, args.seed, args.calibrate)
+    return write_tokenizer(args.out_dir, lambda: export_encoder(*given), "; its decoder is untrained")
 
 
 if __name__ == "__main__":

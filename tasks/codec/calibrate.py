@@ -5,12 +5,12 @@ N frames   D dimensions
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from fairseq2.logging import log
 from fairseq2.recipe.error import RecipeError
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepa_tok.models.codec import Codec
 from jepa_tok.models.encoder import Encoder
@@ -30,18 +30,11 @@ def calibrate_quantiser(
     """
     if fsq.scale is None:
         return
-    device = next(encoder.parameters()).device
     encoder.eval()
-    kept: list[Tensor] = []
-    count = 0
-    for wave in waves:
-        kept.append(encoder(wave[None].to(device)).latents[0].float().cpu())
-        count += len(kept[-1])
-        if count >= frames:
-            break
-    if not kept:
+    latents = _rows(encoder, lambda wave: encoder(wave).latents[0], waves, frames)
+    if latents is None:
         raise RecipeError("the quantiser cannot be calibrated: none of the training files can be read.")
-    latents = torch.cat(kept)[:frames].to(device)  # [N, D]
+    latents = latents[:frames]  # [N, D]
     poor = None if below is None else code_entropies(fsq.quantize(latents).cpu(), fsq.radices) < below
     fsq.calibrate(latents, poor)
     usage = code_entropies(fsq.quantize(latents).cpu(), fsq.radices)
@@ -64,22 +57,28 @@ def fit_mel_head(codec: Codec, waves: Iterable[Tensor], steps: int) -> None:
     head = codec.mel_head
     if head is None:
         return
-    device = next(codec.parameters()).device
     codec.train()  # the weights, not their average, which nobody has set yet; the encoder stays in evaluation mode
-    heard: list[Tensor] = []
-    told: list[Tensor] = []
-    count = 0
-    for wave in waves:
-        wave = wave[None].to(device)
+
+    def heard_and_told(wave: Tensor) -> Tensor:
         x = codec.steps_to_head(wave)[0].T  # [L, C]
         truth = head.truth(wave)[0]  # [L * W, M or M + K], but for the windows behind the clip's end
         whole = len(truth) // head.windows
-        heard.append(x[:whole].float().cpu())
-        told.append(truth[: whole * head.windows].reshape(whole, -1).cpu())
-        count += whole
-        if count >= steps:
-            break
-    if not heard:
+        return torch.cat([x[:whole].float(), truth[: whole * head.windows].reshape(whole, -1)], dim=1)
+
+    rows = _rows(codec, heard_and_told, waves, steps)
+    if rows is None:
         raise RecipeError("the mel head cannot be fitted: none of the training files can be read.")
-    head.fit(torch.cat(heard).to(device), torch.cat(told).to(device))
-    log.info("Mel head: fitted on {} steps.", count)
+    channels = head.out.in_channels
+    head.fit(rows[:, :channels], rows[:, channels:])
+    log.info("Mel head: fitted on {} steps.", len(rows))
+
+
+def _rows(model: nn.Module, make: Callable[[Tensor], Tensor], waves: Iterable[Tensor], count: int) -> Tensor | None:
+    """What `make` gives of each wave [1, S] on the model's device, [n, ...], until there are `count` rows or more; None of no wave."""
+    device = next(model.parameters()).device
+    kept: list[Tensor] = []
+    for wave in waves:
+        kept.append(make(wave[None].to(device)).float().cpu())
+        if sum(map(len, kept)) >= count:
+            break
+    return torch.cat(kept).to(device) if kept else None
