@@ -1,4 +1,5 @@
-"""What is said? A CTC head over the token stream, scored by word and character error rates.
+"""What is said? A CTC head over the token stream, scored by word and character error rates, and by nats a character: minus the
+logarithm of the probability that the head gives to the true text. It tells heads apart whose best guess is silence or a few letters.
 
 N utterances   T frames   V labels, the blank among them
 """
@@ -150,8 +151,12 @@ def run(
                 model, _ = ctc.train(clips, split.train, split.dev, lr=choice[0], decay=choice[1], **options)
             chosen[row.input] = choice
             decode = decoding.make_decoder(known, choice[2], lm)
-            guess = [decode(x) for x in ctc.emissions(model, clips, split.test, device)]
+            found = ctc.emissions(model, clips, split.test, device)
+            guess = [decode(x) for x in found]
             score(row, split, guess)
+            fit = [(int(i), x) for i, x in zip(split.test, found) if clips.fits(int(i))]
+            lost = ctc.nats([x for _, x in fit], [labels[i] for i, _ in fit])
+            row.add(nats=intervals.ratio([owners[i] for i, _ in fit], lost, [len(texts[i]) for i, _ in fit], by))
             if row.input == first and seed == seeds[0]:
                 unfit = sum(not clips.fits(int(i)) for i in split.train)
                 settings.update(labels=known.size + 1, context_frames=options["context"])
@@ -172,7 +177,7 @@ def run(
     return Outcome(
         task="asr",
         rows=[*rows, chance, majority],
-        better={"wer": "lower", "cer": "lower"},
+        better={"wer": "lower", "cer": "lower", "nats": "lower"},
         splits=_describe(data, texts, plans[0][1], speaker_column),
         settings=settings,
         notes=_notes(texts, plans[0][1], unfit, settings["decoding"]),
@@ -201,9 +206,8 @@ def _tune(
     lm: str | None,
     options: dict[str, Any],
 ) -> tuple[Choice, ctc.Head]:
-    """The choice with the least character error rate on dev (the least loss, where those are equal), and its head.
-
-    Heads are compared greedily, then searches with the best head.
+    """The choice for dev, and its head: the head with the least loss, which says more than the text where little is spelled right; then
+    the search with the least character error rate.
     """
     truth = [texts[i] for i in split.dev]
 
@@ -214,11 +218,12 @@ def _tune(
     heads = []
     for lr, decay in ctc.GRIDS[options["kind"]]:
         head, loss = ctc.train(clips, split.train, split.dev, lr=lr, decay=decay, **options)
-        found = ctc.emissions(head, clips, split.dev, options["device"])
-        heads.append(((rate(found, Search()), loss), (lr, decay), head, found))
-    _, (lr, decay), head, found = min(heads, key=lambda h: h[0])
-    search = min(searches, key=lambda s: rate(found, s)) if len(searches) > 1 else searches[0]
-    return (lr, decay, search), head
+        heads.append((loss, (lr, decay), head))
+    _, (lr, decay), head = min(heads, key=lambda h: h[0])
+    if len(searches) == 1:
+        return (lr, decay, searches[0]), head
+    found = ctc.emissions(head, clips, split.dev, options["device"])
+    return (lr, decay, min(searches, key=lambda s: rate(found, s))), head
 
 
 def _describe(data: ProbeData, texts: Sequence[str], split: Split, speaker_column: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ GRIDS: dict[str, tuple[tuple[float, float], ...]] = {
     "linear": ((0.01, 0.3), (0.05, 0.3)),
     "bilstm": ((0.001, 0.01), (0.003, 0.01)),
 }
-"""(learning rate, weight decay) pairs that are tried for each head; the one with the least character error rate on dev is kept."""
+"""(learning rate, weight decay) pairs that are tried for each head; the one with the least loss on dev is kept."""
 
 UPDATES = 50  # an epoch aims at this many batches, so that a small corpus is not trained on too few
 MOST_UPDATES = (
@@ -101,6 +101,14 @@ def moments(clips: Clips, rows: Rows) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(scale.astype(np.float32))
 
 
+def label_shares(clips: Clips, rows: Rows, size: int) -> Tensor:
+    """Logarithm of each label's share of the positions [V], the blank's what is left: all that transcripts and lengths alone tell."""
+    counts = np.bincount([u for i in rows for u in clips.labels[i]], minlength=size).astype(np.float64)
+    positions = sum(len(clips.frames[i]) for i in rows) * clips.slots
+    counts[BLANK] = positions - counts.sum()
+    return torch.from_numpy(np.log(np.maximum(counts, 0.5) / positions).astype(np.float32))
+
+
 def train(
     clips: Clips,
     train_rows: Rows,
@@ -115,20 +123,29 @@ def train(
     seed: int,
     device: str,
 ) -> tuple[Head, float]:
-    """Trains a head by AdamW with a falling rate; returns the epoch's weights with the least CTC loss on dev, and that loss.
+    """Trains a head by AdamW with a falling rate; returns the weights with the least CTC loss on dev, and that loss: the first ones, or
+    those after a pass.
 
     `size` is V. There are `epochs` passes, or fewer where they would make more than MOST_UPDATES updates, and at least one. The
-    order of the batches and the first weights come from `seed`.
+    order of the batches and the first weights come from `seed`. Biases start from `label_shares` and do not decay: a head that must
+    find, and hold against the decay, that most positions are blank learns little else.
     """
     rows = [int(i) for i in train_rows if clips.fits(int(i))]
     checks = [int(i) for i in dev_rows if clips.fits(int(i))]
     head = make_head(kind, *moments(clips, rows), slots=clips.slots, labels=size, context=context, seed=seed).to(device)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=decay, fused=True)
+    shares = label_shares(clips, rows, size).to(device)
+    with torch.no_grad():
+        head.map.bias.copy_(shares.repeat(len(head.map.bias) // size))
+    groups = [
+        {"params": [p for p in head.parameters() if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in head.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     share = sum(len(clips.frames[i]) for i in rows) / clips.frame_rate / UPDATES
     batches = clips.batches(rows, min(max(share, LEAST_SECONDS), MOST_SECONDS))
     epochs = min(epochs, max(1, MOST_UPDATES // len(batches)))
     rng = np.random.default_rng([seed, 6])
-    best, state = math.inf, copy.deepcopy(head.state_dict())
+    best, state = evaluate(head, clips, checks, device), copy.deepcopy(head.state_dict())
     step, steps = 0, epochs * len(batches)
     for _ in range(epochs):
         head.train()
@@ -175,6 +192,12 @@ def emissions(head: Head, clips: Clips, rows: Rows, device: str) -> list[Tensor]
         for i, own, frames in zip(batch, log_probs, lengths.tolist()):
             found[i] = own[: frames * clips.slots].clone()
     return [found[int(i)] for i in rows]
+
+
+def nats(found: Sequence[Tensor], labels: Sequence[Sequence[int]]) -> list[float]:
+    """Minus the logarithm of the probability that `emissions` give to each clip's labels, over all their paths."""
+    lengths = [torch.tensor([len(x)]) for x in found]
+    return [float(ctc_loss(x[:, None], [own], n)) for x, own, n in zip(found, labels, lengths, strict=True)]
 
 
 def collapse(path: Sequence[int]) -> list[int]:

@@ -112,6 +112,28 @@ def test_a_large_corpus_is_passed_through_fewer_times(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("kind", ["linear", "bilstm"])
+def test_a_head_starts_from_what_transcripts_and_lengths_tell(kind: str) -> None:
+    """And keeps that where training makes it worse on dev, however strongly weights decay."""
+    clips = _clips([4] * 20)
+    shares = ctc.label_shares(clips, range(20), 5)
+    assert torch.allclose(shares.exp().sum(), torch.tensor(1.0))
+    assert shares[0].exp() == pytest.approx(2 / 3)  # 4 labels on 12 positions
+    options = {"kind": kind, "size": 5, "context": 1, "epochs": 1, "seed": 0, "device": "cpu"}
+    parts = (clips, range(10), range(10, 20))
+    head, _ = ctc.train(*parts, lr=1e-6, decay=1e5, **options)
+    assert torch.allclose(
+        head.map.bias, ctc.label_shares(clips, range(10), 5).repeat(len(head.map.bias) // 5), atol=1e-3
+    )
+    assert ctc.train(*parts, lr=0.5, decay=0.0, **options)[1] <= ctc.train(*parts, lr=0.0, decay=0.0, **options)[1]
+
+
+def test_nats_are_of_all_paths_to_the_labels() -> None:
+    """Two positions of three labels, each as likely as the others: of 9 paths three spell `a`, one `ab`."""
+    even = torch.full((2, 3), -np.log(3.0), dtype=torch.float32)
+    assert ctc.nats([even, even], [[1], [1, 2]]) == pytest.approx([np.log(3), np.log(9)])
+
+
+@pytest.mark.parametrize("kind", ["linear", "bilstm"])
 def test_rows_of_a_table_stand_for_products_with_one_hot_codes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large codebooks are read by index: the same logits and the same gradients, at the ends of clips too."""
     clips = _clips([2, 5, 3])
@@ -199,7 +221,10 @@ def test_planted_alphabet_is_learnt(units: str, spelled: Path, tmp_path: Path, m
     assert cer["tokens"] < (0.15 if units == "char" else 0.85)  # a piece that spans two frames is harder to learn
     assert cer["shuffled"] > 0.8
     assert found["splits"]["speakers_in_train_and_test"] == 0
-    assert found["better"] == {"wer": "lower", "cer": "lower"} and found["settings"]["positions_per_second"] == 10.0
+    assert found["better"] == dict.fromkeys(("wer", "cer", "nats"), "lower")
+    nats = {r["input"]: r["metrics"]["nats"]["mean"] for r in found["rows"] if "nats" in r["metrics"]}
+    assert set(nats) == {"tokens", "shuffled"} and nats["tokens"] < 0.8 * nats["shuffled"]
+    assert found["settings"]["positions_per_second"] == 10.0
     assert len(found["settings"]["examples"]) == 5
 
 
