@@ -24,6 +24,15 @@ def _check_lookback(name: str, seconds: float) -> None:
         raise ConfigError(f"{name} `lookback` must be a positive number of seconds, but is {seconds} instead.")
 
 
+def _check_pitch(name: str, dims: int, latent_dim: int, sample_rate: int, hop: int) -> None:
+    if not (dims == 0 or 2 <= dims <= latent_dim - 2):
+        raise ConfigError(f"{name} `pitch_dims` must be 0 or lie in [2, {latent_dim - 2}], but is {dims} instead.")
+    if dims and (sample_rate % 100 or hop % (sample_rate // 100)):
+        raise ConfigError(
+            f"{name} `pitch_dims` must be 0 where a frame is no whole number of 10 ms, but is {dims} instead."
+        )
+
+
 @dataclass(kw_only=True)
 class EncoderConfig:
     """Waveform to latent frames: front, strided stages, 1x1 projection, Conformers."""
@@ -78,6 +87,9 @@ class EncoderConfig:
 
     latent_dim: int = 128
     """Dimensions of a latent frame (D)."""
+
+    pitch_dims: int = 0
+    """How many of them, the last ones, are made of the tracked pitch alone (P); 0: none (paper). 23 are the last 4 tokens of a frame."""
 
     conformers: int = 8
     """Conformer blocks at the frame rate, after the projection."""
@@ -137,6 +149,7 @@ class EncoderConfig:
                 f"encoder `n_fft` must be at least `front_hop` ({self.front_hop}) where `causal` is true, but is {self.n_fft} instead."
             )
         _check_lookback("encoder", self.lookback)
+        _check_pitch("encoder", self.pitch_dims, self.latent_dim, self.sample_rate, self.hop)
         if self.front == "wave" and self.front_hop != 1:
             raise ConfigError(f"encoder `front_hop` must be 1 for the `wave` front, but is {self.front_hop} instead.")
         for i, (width, layers) in enumerate(zip(self.channels, self.stage_conformers)):
@@ -254,6 +267,9 @@ class GeneratorConfig:
     n_fft: int = 1024
     """Window of the `istft` head, in samples."""
 
+    pitch_dims: int = 0
+    """How many of the latent's last dimensions tell pitch and voicing, by which the `istft` head gets a harmonic source (P); 0: none (paper)."""
+
     causal: bool = False
     """Whether a sample depends on nothing behind itself: every layer looks back alone, and streams run piece by piece."""
 
@@ -279,6 +295,11 @@ class GeneratorConfig:
                     f"generator `{name}` must have {n} entries, one a stage, but has {len(getattr(self, name))} instead."
                 )
         _check_lookback("generator", self.lookback)
+        _check_pitch("generator", self.pitch_dims, self.latent_dim, self.sample_rate, self.hop)
+        if self.pitch_dims and (self.head == "wave" or self.hop % self.head_hop):
+            raise ConfigError(
+                f"generator `pitch_dims` must be 0 for the `wave` head, but is {self.pitch_dims} instead."
+            )
         if self.head == "wave" and self.head_hop != 1:
             raise ConfigError(f"generator `head_hop` must be 1 for the `wave` head, but is {self.head_hop} instead.")
 
@@ -341,6 +362,10 @@ class TokenizerConfig:
             raise ConfigError(
                 "encoder `latent_dim`, quantizer `dim` and generator `latent_dim` must be equal, but are "
                 f"{self.encoder.latent_dim}, {self.quantizer.dim} and {self.generator.latent_dim} instead."
+            )
+        if self.encoder.pitch_dims != self.generator.pitch_dims:
+            raise ConfigError(
+                f"encoder and generator must have the same `pitch_dims`, but have {self.encoder.pitch_dims} and {self.generator.pitch_dims} instead."
             )
         if self.encoder.hop != self.generator.hop:
             raise ConfigError(

@@ -163,8 +163,8 @@ class CodecConfig:
     mel_head_weight: float = 4.0
     """Weight of the mel head's error."""
 
-    pitch_weight: float = 0.0
-    """Weight of the squared error of the periodicities that the mel head then tells, too; 0: it tells log-mels alone."""
+    pitch_weight: float = 1.0
+    """Weight of the errors of pitch and voicing, where latents have `pitch_dims`."""
 
     def check(self) -> None:
         """Raises ConfigError where fields contradict each other."""
@@ -172,10 +172,6 @@ class CodecConfig:
         stages = len(self.tokenizer.generator.strides)
         if not 0 <= self.mel_head_stage <= stages:
             raise ConfigError(f"`mel_head_stage` must lie in [0, {stages}], but is {self.mel_head_stage} instead.")
-        if self.pitch_weight and not self.mel_head_stage:
-            raise ConfigError(
-                f"`pitch_weight` must be 0 without a mel head (`mel_head_stage`), but is {self.pitch_weight} instead."
-            )
         if not 0.0 <= self.average_decay < 1.0:
             raise ConfigError(f"`average_decay` must lie in [0, 1), but is {self.average_decay} instead.")
         for name in (

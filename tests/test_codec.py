@@ -12,6 +12,7 @@ from benchmarks import flops
 from jepa_tok.config import EncoderConfig, GeneratorConfig, QuantizerConfig, TokenizerConfig
 from jepa_tok.models.codec import Codec, CodecOutput
 from jepa_tok.models.mel_head import MelHead
+from jepa_tok.models.source import PITCH_PRICE
 from jepa_tok.presets import codec_config, tokenizer_config
 from jepa_tok.training_config import CodecConfig, DiscriminatorConfig
 
@@ -49,6 +50,14 @@ CONFIG = CodecConfig(
 )
 FINE_TUNED = dataclasses.replace(CONFIG, freeze_encoder=False)
 WITH_HEAD = dataclasses.replace(FINE_TUNED, mel_head_stage=1)
+WITH_PITCH = dataclasses.replace(
+    WITH_HEAD,
+    tokenizer=dataclasses.replace(
+        CONFIG.tokenizer,
+        encoder=dataclasses.replace(CONFIG.tokenizer.encoder, strides=[24, 10], pitch_dims=2),
+        generator=dataclasses.replace(CONFIG.tokenizer.generator, strides=[4, 6], pitch_dims=2),
+    ),
+)
 
 
 def build(config: CodecConfig = CONFIG) -> Codec:
@@ -125,9 +134,11 @@ def test_the_generator_can_learn_from_fixed_discriminators() -> None:
 
 def test_generator_loss_is_the_weighted_sum() -> None:
     weights = {"l1": 3.0, "stft": 0.5, "mel": 0.7, "adversarial": 0.2, "usage": 0.3, "mel_head": 0.9, "pitch": 1.7}
-    out = build(dataclasses.replace(WITH_HEAD, **{f"{name}_weight": value for name, value in weights.items()}))(sines())
+    config = dataclasses.replace(WITH_PITCH, **{f"{name}_weight": value for name, value in weights.items()})
+    out = build(config)(sines())
     total = sum(value * getattr(out, name) for name, value in weights.items()) + 0.2 * out.feature_matching
-    assert out.mel > 0 and out.usage > 0 and out.mel_head > 0 and out.pitch > 0
+    total = total - 1.7 * out.pitch + 1.7 * (out.pitch / PITCH_PRICE + out.voicing)
+    assert out.mel > 0 and out.usage > 0 and out.mel_head > 0 and out.pitch > 0 and out.voicing > 0
     torch.testing.assert_close(out.generator_loss, total)
 
 

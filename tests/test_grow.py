@@ -134,6 +134,29 @@ def test_a_causal_tokenizer_can_be_grown_of_one_that_is_not(small):
         assert torch.isfinite(ours).all()
 
 
+def with_pitch(times=1):
+    config = thin(times)
+    config.encoder.pitch_dims = config.generator.pitch_dims = 23
+    return config
+
+
+def test_pitch_may_be_new_and_stays_where_it_is_known(small, monkeypatch):
+    monkeypatch.setattr(module, "NOISE", 0.0)
+    known = grow(small, with_pitch())
+    with torch.no_grad():
+        for p in known.generator.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    assert not grow(small, with_pitch(2)).generator.project.weight[:, -23:].any()
+    large = grow(known, with_pitch(2))
+    assert large.generator.project.weight[:, -23:].any()
+    for ours, theirs in zip(reconstruct(known), reconstruct(large)):
+        torch.testing.assert_close(theirs, ours, atol=2e-4, rtol=1e-3)
+    with pytest.raises(
+        ConfigError, match=r"encoder `pitch_dims` must be those of the small tokenizer \(23\), but are 0 instead"
+    ):
+        grow(known, thin(2))
+
+
 def test_what_does_not_fit_is_refused_in_one_line(small):
     narrow, other, paper = thin(), thin(2), paper_layout()
     narrow.encoder.channels = [8, 12, 8, 8, 24]
@@ -157,6 +180,11 @@ def test_the_command_writes_a_folder_of_the_larger_preset(small, tmp_path, capsy
     grown = SpeechTokenizer.from_pretrained(tmp_path / "grown")
     assert grown.config.encoder == tokenizer_config("small").encoder
     assert grown.hash in capsys.readouterr().out
+    assert main(["tiny", str(tmp_path / "pitch"), "--arch", "tiny", "--pitch-dims", "23"]) == 0
+    assert SpeechTokenizer.from_pretrained(tmp_path / "pitch").config.generator.pitch_dims == 23
+    capsys.readouterr()
+    assert main(["tiny", str(tmp_path / "x"), "--arch", "tiny", "--pitch-dims", "127"]) == 2
+    assert "`pitch_dims` must be 0 or lie in [2, 126], but is 127 instead" in capsys.readouterr().err
     assert main([str(tmp_path / "none"), str(tmp_path / "x")]) == 2
     assert main(["tiny", str(tmp_path / "x"), "--arch", "paper"]) == 2
     errors = capsys.readouterr().err.splitlines()

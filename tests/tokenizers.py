@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from jepa_tok.config import EncoderConfig, GeneratorConfig, QuantizerConfig, TokenizerConfig
 
 HOP = 9600
+
+
+def voice(pitch, samples=24_000):
+    """Ten harmonics [S] that fall as a voice's do, of one pitch or of one for each sample."""
+    cycles = (torch.as_tensor(pitch, dtype=torch.float64) / 24_000).expand(samples).cumsum(0)
+    return 0.05 * torch.stack([torch.sin(2 * math.pi * k * cycles + k) / k for k in range(1, 11)]).sum(0).float()
 
 
 def speech(samples, seed=0):

@@ -32,6 +32,7 @@ from jepa_tok.models.losses import (
     stft_loss,
 )
 from jepa_tok.models.mel_head import MelHead
+from jepa_tok.models.source import PITCH_PRICE, PitchDecoder
 from jepa_tok.training_config import CodecConfig
 
 
@@ -40,7 +41,7 @@ class CodecOutput:
     """Losses (float32 scalars) and what they were computed from."""
 
     generator_loss: Tensor
-    """Sum of l1, stft, mel, adversarial + feature_matching, usage, mel_head and pitch, each times its weight."""
+    """Sum of l1, stft, mel, adversarial + feature_matching, usage, mel_head and pitch / PITCH_PRICE + voicing, each times its weight."""
 
     discriminator_loss: Tensor
     """Least-squares GAN loss of the discriminators, summed over them; 0 where they did not run."""
@@ -58,7 +59,10 @@ class CodecOutput:
     """Exactly 0 without a mel head."""
 
     pitch: Tensor
-    """Mean squared error of the mel head's periodicities; exactly 0 with `pitch_weight` 0."""
+    """Mean absolute error of log pitch where the original is voiced, nats; exactly 0 without `pitch_dims`."""
+
+    voicing: Tensor
+    """Cross-entropy of whether the original is voiced, nats; exactly 0 without `pitch_dims`."""
 
     usage: Tensor
     """Exactly 0 with `usage_weight` 0."""
@@ -103,7 +107,7 @@ class Codec(nn.Module):
         self.discriminator = Discriminator(config.discriminator)
         self.mel_head: MelHead | None = None
         if config.mel_head_stage:
-            self.mel_head = MelHead(config.tokenizer.generator, config.mel_head_stage, config.pitch_weight > 0.0)
+            self.mel_head = MelHead(config.tokenizer.generator, config.mel_head_stage)
         self.average: nn.ModuleDict | None = None
         if config.average_decay:
             parts = ["generator"] if config.freeze_encoder else ["encoder", "fsq", "generator"]
@@ -183,21 +187,25 @@ class Codec(nn.Module):
         """
         if lengths is not None:
             wave = wave * sequence_mask(lengths, wave.shape[1])
-        encoded, codes, x, mask = self._decode_to_head(wave, lengths)
+        encoded, codes, quantised, x, mask = self._decode_to_head(wave, lengths)
 
         c = self.config
         zero = x.new_zeros((), dtype=torch.float32)
         losses = dict.fromkeys(("l1", "stft", "mel", "adversarial", "feature_matching"), zero)
-        g_loss = d_loss = usage = mel_head = pitch = zero
+        g_loss = d_loss = usage = mel_head = pitch = voicing = zero
         fake: Tensor | None = None
         if synthesis:
-            fake = self._synthesise(x, mask, wave, lengths)
+            fake = self._synthesise(quantised, encoded.lengths, x, mask, wave, lengths)
             g_loss, d_loss, losses = self._judge_reconstruction(fake, wave, lengths, adversarial, disc)
         head = self.part("mel_head") if self.mel_head is not None else None
         if isinstance(head, MelHead):
             shared = head.same_windows(c.tokenizer.encoder)
-            mel_head, pitch = head.loss(x, wave, lengths, encoded.logmel if shared else None)
-            g_loss = g_loss + c.mel_head_weight * mel_head + c.pitch_weight * pitch
+            mel_head = head.loss(x, wave, lengths, encoded.logmel if shared else None)
+            g_loss = g_loss + c.mel_head_weight * mel_head
+        pitch_decoder = self.part("generator").pitch
+        if isinstance(pitch_decoder, PitchDecoder):
+            pitch, voicing = pitch_decoder.loss(quantised, wave, lengths)
+            g_loss = g_loss + c.pitch_weight * (pitch / PITCH_PRICE + voicing)
         if c.usage_weight:
             usage = self._usage(encoded)
             g_loss = g_loss + c.usage_weight * usage
@@ -206,6 +214,7 @@ class Codec(nn.Module):
             discriminator_loss=d_loss,
             mel_head=mel_head,
             pitch=pitch,
+            voicing=voicing,
             usage=usage,
             reconstruction=fake,
             codes=codes,
@@ -216,17 +225,17 @@ class Codec(nn.Module):
 
     def reconstruct(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[EncoderOutput, Tensor, Tensor]:
         """wave [B, S] -> what the encoder heard, codes [B, T, D], reconstruction [B, S]."""
-        encoded, codes, x, mask = self._decode_to_head(wave, lengths)
-        return encoded, codes, self._synthesise(x, mask, wave, lengths)
+        encoded, codes, quantised, x, mask = self._decode_to_head(wave, lengths)
+        return encoded, codes, self._synthesise(quantised, encoded.lengths, x, mask, wave, lengths)
 
     def steps_to_head(self, wave: Tensor) -> Tensor:
         """wave [B, S] -> [B, C, L], the steps that the mel head judges."""
-        return self._decode_to_head(wave, None)[2]
+        return self._decode_to_head(wave, None)[3]
 
     def _decode_to_head(
         self, wave: Tensor, lengths: Tensor | None
-    ) -> tuple[EncoderOutput, Tensor, Tensor, Tensor | None]:
-        """wave [B, S] -> what the encoder heard, codes [B, T, D], and [B, C, L], [B, L] where the mel head stands."""
+    ) -> tuple[EncoderOutput, Tensor, Tensor, Tensor, Tensor | None]:
+        """wave [B, S] -> what the encoder heard, codes and their values [B, T, D], and [B, C, L], [B, L] where the mel head stands."""
         if self.config.freeze_encoder:
             # At the weights' own precision: the decoder is to learn from the codes that the tokenizer will make, and bf16
             # autocast changes two in a hundred of them.
@@ -238,13 +247,17 @@ class Codec(nn.Module):
         generator = self.part("generator")
         assert isinstance(generator, Generator)
         x, mask = generator.begin(quantised, encoded.lengths)
-        return encoded, codes, *generator.upsample(x, mask, end=self.config.mel_head_stage)
+        return encoded, codes, quantised, *generator.upsample(x, mask, end=self.config.mel_head_stage)
 
-    def _synthesise(self, x: Tensor, mask: Tensor | None, wave: Tensor, lengths: Tensor | None) -> Tensor:
-        """From where the mel head stands to the reconstruction [B, S] of wave [B, S]."""
+    def _synthesise(
+        self, quantised: Tensor, frames: Tensor, x: Tensor, mask: Tensor | None, wave: Tensor, lengths: Tensor | None
+    ) -> Tensor:
+        """From codes' values [B, T, D], frames [B] of each clip, and where the mel head stands to the reconstruction [B, S] of wave [B, S]."""
         generator = self.part("generator")
         assert isinstance(generator, Generator)
-        fake = generator.head(*generator.upsample(x, mask, start=self.config.mel_head_stage))[:, : wave.shape[1]]
+        source = generator.source(quantised, sequence_mask(frames, quantised.shape[1]))
+        x, mask = generator.upsample(x, mask, start=self.config.mel_head_stage)
+        fake = generator.head(x, mask, source=source)[:, : wave.shape[1]]
         if lengths is not None:  # the last frame reaches past the clip's last sample
             fake = fake * sequence_mask(lengths, wave.shape[1])
         return fake

@@ -32,6 +32,7 @@ from jepa_tok.models.layers import (
     sequence_mask,
 )
 from jepa_tok.models.logmel import LogMel
+from jepa_tok.models.source import PitchEncoder
 
 
 @dataclass
@@ -84,13 +85,14 @@ class MelFront(nn.Module):
         self.logmel = LogMel(config.sample_rate, config.n_fft, config.front_hop, config.n_mels, config.causal)
         self.conv = TimeConv(config.n_mels, config.front_channels, 3, causal=config.causal)
 
-    def forward(self, wave: Tensor, mask: Tensor | None, state: StreamState | None) -> tuple[Tensor, Tensor]:
-        """[B, S], zero outside each clip; mask [B, L] of its steps -> [B, C, L] and log-mels [B, L, M], L = ceil(S / front_hop)."""
-        logmel = self.logmel(wave, state)
+    def forward(self, wave: Tensor, mask: Tensor | None, state: StreamState | None) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, S], zero outside each clip; mask [B, L] of its steps -> [B, C, L], log-mels [B, L, M], and the magnitudes of which
+        they are made, [B, L, n_fft / 2 + 1]; L = ceil(S / front_hop)."""
+        magnitudes = self.logmel.magnitudes(wave, state)
+        logmel = self.logmel.of(magnitudes)
         mel = logmel.to(self.conv.weight.dtype).transpose(1, 2)
-        return self.conv(
-            apply_mask(mel, mask), state
-        ), logmel  # padding holds log-silence, where a clip alone meets zeros
+        # Padding holds log-silence, where a clip alone meets zeros.
+        return self.conv(apply_mask(mel, mask), state), logmel, magnitudes
 
 
 class StridedConv(nn.Conv1d):
@@ -201,6 +203,7 @@ class Encoder(nn.Module):
             )
             for _ in range(config.conformers)
         )
+        self.pitch = PitchEncoder(config) if config.pitch_dims else None
         init_weights(self, config.init)
 
     @property
@@ -217,7 +220,8 @@ class Encoder(nn.Module):
             total += _steps_back(stage.conv) * hop
             hop *= stride
             total += sum(_steps_back(m) for m in (stage.blocks, stage.gate, stage.conformers) if m is not None) * hop
-        return total + _steps_back(self.conformers) * hop + hop
+        total += _steps_back(self.conformers) * hop
+        return max(total, 0 if self.pitch is None else self.pitch.tracker.context) + hop
 
     def num_frames(self, samples: Tensor) -> Tensor:
         """Frames of clips of `samples` samples: ceil(S / hop)."""
@@ -252,13 +256,15 @@ class Encoder(nn.Module):
         if mask is not None:
             wave = wave.masked_fill(mask.repeat_interleave(hop, dim=1)[:, :size], 0.0)
 
+        samples = lengths
         lengths = -(-lengths // rate)
         steps = -(-size // rate)
         heard = sequence_mask(lengths, steps)
         basis: Tensor | None = None
         logmel: Tensor | None = None
+        magnitudes: Tensor | None = None
         if isinstance(self.front, MelFront):
-            x, logmel = self.front(wave, heard, state)  # [B, C, L], [B, L, M]
+            x, logmel, magnitudes = self.front(wave, heard, state)  # [B, C, L], [B, L, M], [B, L, F]
         elif mask is None and not self.config.causal:
             # Nothing but a mask stands between the front's conv and the first stage's: 64 channels at 24 kHz, the largest
             # tensor of all, need not be made.
@@ -283,6 +289,14 @@ class Encoder(nn.Module):
         z = apply_mask(self.project(x), heard).transpose(1, 2)  # [B, T, D]
         for conformer in self.conformers:
             z = conformer(z, heard, state)
+        if self.pitch is not None:
+            # Both parts normalised, so that what the quantiser normalises of one does not follow the other.
+            spectral = z[..., : -self.config.pitch_dims]
+            spectral = F.layer_norm(spectral.float(), spectral.shape[-1:]).to(z.dtype)
+            z = (
+                torch.cat([spectral, self.pitch(wave, samples, state, magnitudes).to(z.dtype)], dim=-1)
+                * heard[..., None]
+            )
         return EncoderOutput(z, lengths, gates if return_gates else None, logmel)
 
 

@@ -29,6 +29,7 @@ from jepa_tok.models.layers import (
     init_weights,
     sequence_mask,
 )
+from jepa_tok.models.source import PitchDecoder
 from jepa_tok.models.stft import istft
 
 MAX_LOG_MAGNITUDE = math.log(100.0)
@@ -60,9 +61,10 @@ class Generator(nn.Module):
         self.stages = nn.ModuleList(UpStage(config, i, widths[i], widths[i + 1]) for i in range(len(config.strides)))
         self.head: nn.Module
         if config.head == "istft":
-            self.head = IstftHead(widths[-1], config.n_fft, config.head_hop)
+            self.head = IstftHead(widths[-1], config.n_fft, config.head_hop, harmonic=config.pitch_dims > 0)
         else:
             self.head = WaveHead(widths[-1], config.causal)
+        self.pitch = PitchDecoder(config) if config.pitch_dims else None
         # std 0.02 is the paper's; through a deep stack without its weights' training it fades, so `convnext` is scaled.
         init_weights(self, "trunc_normal" if config.block == "mrf" else "scaled")
         if isinstance(self.head, IstftHead):
@@ -83,8 +85,9 @@ class Generator(nn.Module):
             a stream it comes `config.delay` samples late: a stream's first samples are silence before its beginning.
         """
         x, mask = self.begin(latents, lengths)
+        source = self.source(latents, mask, state)
         x, mask = self.upsample(x, mask, state=state)
-        return self.head(x, mask, state)
+        return self.head(x, mask, state, source)
 
     def begin(self, latents: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Latents [B, T, D] -> projected [B, C, T], and which steps [B, T] are the clips' own (None: all)."""
@@ -99,6 +102,10 @@ class Generator(nn.Module):
         for stage in list(self.stages)[start:end]:
             x, mask = stage(x, mask, state)
         return x, mask
+
+    def source(self, latents: Tensor, mask: Tensor | None, state: StreamState | None = None) -> Tensor | None:
+        """Spectrum of the harmonic source that latents [B, T, D] (mask [B, T]) tell, [B, N / 2 + 1, steps of the head]; None without `pitch_dims`."""
+        return None if self.pitch is None else self.pitch.source(latents, mask, state)
 
 
 class UpStage(nn.Module):
@@ -172,8 +179,10 @@ class WaveHead(nn.Module):
         super().__init__()
         self.out = TimeConv(channels, 1, 7, causal=causal)
 
-    def forward(self, x: Tensor, mask: Tensor | None, state: StreamState | None = None) -> Tensor:
-        """[B, C, S] -> [B, S] float32."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None, state: StreamState | None = None, source: Tensor | None = None
+    ) -> Tensor:
+        """[B, C, S] -> [B, S] float32; there is no `source`."""
         wave = torch.tanh(self.out(apply_mask(x, mask), state).float()).squeeze(1)
         return wave if mask is None else wave * mask
 
@@ -182,28 +191,41 @@ class IstftHead(nn.Module):
     """Magnitude and phase of a spectrogram from each step, inverse STFT (Vocos, section 3).
 
     One dense product per step takes the place of all layers at 24 kHz. The phase is the angle of an unconstrained
-    number through its cosine and sine, so that it wraps by itself.
+    number through its cosine and sine, so that it wraps by itself. With a harmonic source, the spectrum of a voiced
+    step is in part the source's: one magnitude for both, and a share for each bin. So the source is heard from the first step on; a gain
+    of its own began too faint to be learnt beside a head that was trained without it.
     """
 
-    def __init__(self, channels: int, n_fft: int, hop: int) -> None:
+    def __init__(self, channels: int, n_fft: int, hop: int, harmonic: bool = False) -> None:
         super().__init__()
         self.n_fft, self.hop = n_fft, hop
         self.norm = ChannelNorm(channels)
         self.out = nn.Conv1d(channels, n_fft + 2, 1)
+        self.share = nn.Conv1d(channels, n_fft // 2 + 1, 1) if harmonic else None
 
     @torch.no_grad()
     def soften(self) -> None:
         """Takes LOG_MAGNITUDE_SCALE out of the initial weights: magnitudes at the start spread by a factor of e, no more."""
         self.out.weight[: self.n_fft // 2 + 1] /= LOG_MAGNITUDE_SCALE
 
-    def forward(self, x: Tensor, mask: Tensor | None, state: StreamState | None = None) -> Tensor:
-        """[B, C, L] -> [B, L * hop] float32."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None, state: StreamState | None = None, source: Tensor | None = None
+    ) -> Tensor:
+        """[B, C, L] and the spectrum of a source, complex [B, N / 2 + 1, L] -> [B, L * hop] float32."""
         # Nothing below is on autocast's list of what may run in half precision: from .float() on, all is float32.
-        log_magnitude, phase = self.out(self.norm(x)).float().chunk(2, dim=1)  # [B, N / 2 + 1, L] each
+        x = self.norm(x)
+        log_magnitude, phase = self.out(x).float().chunk(2, dim=1)  # [B, N / 2 + 1, L] each
         log_magnitude = MEAN_LOG_MAGNITUDE + LOG_MAGNITUDE_SCALE * log_magnitude
         magnitude = log_magnitude.clamp_max(MAX_LOG_MAGNITUDE).exp()
         phase = PHASE_SCALE * phase
-        spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
+        real, imaginary = phase.cos(), phase.sin()
+        if self.share is not None and source is not None:
+            share = torch.sigmoid(self.share(x).float())
+            rest = 1.0 - share * source.abs().square().mean(1, keepdim=True).sqrt().clamp_max(
+                1.0
+            )  # 1 where it is silent
+            real, imaginary = rest * real + share * source.real, rest * imaginary + share * source.imag
+        spectrum = torch.complex(magnitude * real, magnitude * imaginary)
         return istft(spectrum, self.n_fft, self.hop, mask, state)
 
 

@@ -108,14 +108,26 @@ def _check(small: TokenizerConfig, large: TokenizerConfig) -> None:
     if (large.encoder.front, large.encoder.block, large.generator.block, large.generator.head) != ("mel", "convnext", "convnext", "istft"):  # fmt: skip
         raise ConfigError("only a tokenizer with a `mel` front, `convnext` blocks and an `istft` head can be grown.")
     for part, fields in {
-        "encoder": ["front_channels", "channels", "blocks", "expansion", "stage_conformers", "conformers"],
-        "generator": ["input_channels", "channels", "blocks", "expansion", "stage_conformers"],
+        "encoder": [
+            "front_channels",
+            "channels",
+            "blocks",
+            "expansion",
+            "stage_conformers",
+            "conformers",
+            "pitch_dims",
+        ],
+        "generator": ["input_channels", "channels", "blocks", "expansion", "stage_conformers", "pitch_dims"],
     }.items():
         for name in fields:
             ours, theirs = (getattr(getattr(c, part), name) for c in (small, large))
             pairs = list(zip(ours, theirs)) if isinstance(ours, list) else [(ours, theirs)]
             if "conformers" in name and any(b > a == 0 for a, b in pairs):
                 raise ConfigError(f"{part} `{name}` must be 0 where the small tokenizer has none ({ours}), but is {theirs} instead.")  # fmt: skip
+            if name == "pitch_dims" and ours not in (0, theirs):
+                raise ConfigError(
+                    f"{part} `pitch_dims` must be those of the small tokenizer ({ours}), but are {theirs} instead."
+                )
             if any(a > b for a, b in pairs):
                 raise ConfigError(f"{part} `{name}` must be at least that of the small tokenizer ({ours}), but is {theirs} instead.")  # fmt: skip
 
@@ -143,11 +155,15 @@ class _Growth:
             self.conformers(a.conformers, b.conformers, x)
         self.conv(small.project, large.project, latent, x)
         self.conformers(small.conformers, large.conformers, latent)
+        if small.pitch is not None and large.pitch is not None:
+            large.pitch.load_state_dict(small.pitch.state_dict())
 
     def generator(self, small: Generator, large: Generator) -> None:
         assert isinstance(small.head, IstftHead) and isinstance(large.head, IstftHead)
         x = self.widening(small.config.input_channels, large.config.input_channels)
         self.conv(small.project, large.project, x, Widening.same(small.config.latent_dim))
+        if large.config.pitch_dims > small.config.pitch_dims:  # what they told the small generator is no longer there
+            large.project.weight[:, -large.config.pitch_dims :] = 0.0
         for a, b in zip(small.stages, large.stages):
             assert isinstance(a, UpStage) and isinstance(b, UpStage)
             self.values(a.act, b.act, x)
@@ -160,6 +176,10 @@ class _Growth:
             self.gate(a.gate, b.gate, x)
         self.values(small.head.norm, large.head.norm, x)
         self.conv(small.head.out, large.head.out, Widening.same(small.head.out.out_channels), x)
+        if small.head.share is not None and large.head.share is not None:
+            self.conv(small.head.share, large.head.share, Widening.same(small.head.share.out_channels), x)
+        if small.pitch is not None and large.pitch is not None:
+            large.pitch.load_state_dict(small.pitch.state_dict())
 
     def widening(self, channels: int, wide: int) -> Widening:
         return Widening.draw(channels, wide, self.rng)

@@ -74,12 +74,19 @@ class LogMel(nn.Module):
         self.context = n_fft - hop if causal else 0  # samples before a step's own
 
     def forward(self, wave: Tensor, state: StreamState | None = None) -> Tensor:
-        """[B, S], zero outside each clip -> [B, L, M] with L = ceil(S / hop)."""
+        """[B, S], zero outside each clip -> [B, L, M] with L = ceil(S / hop); `state` is that of the streams that `wave` continues."""
+        return self.of(self.magnitudes(wave, state))
+
+    def magnitudes(self, wave: Tensor, state: StreamState | None = None) -> Tensor:
+        """As `forward`, before the filters: [B, L, n_fft / 2 + 1]."""
         with torch.autocast(wave.device.type, enabled=False):
-            filters = mel_filters(self.sample_rate, self.n_fft, self.n_mels, wave.device)
             wave, steps, left = wave.float(), -(-wave.shape[-1] // self.hop), (self.n_fft - self.hop) // 2
             if self.causal:
                 wave, left = look_back(wave, self.context, state, self), 0
-            frames = hann_windows(wave, self.n_fft, self.hop, left, steps)
-            magnitude = torch.fft.rfft(frames).abs()
-            return ((magnitude @ filters + self.FLOOR).log() - self.MEAN) / self.DEVIATION
+            return torch.fft.rfft(hann_windows(wave, self.n_fft, self.hop, left, steps)).abs()
+
+    def of(self, magnitudes: Tensor) -> Tensor:
+        """[B, L, n_fft / 2 + 1] -> [B, L, M]."""
+        with torch.autocast(magnitudes.device.type, enabled=False):
+            filters = mel_filters(self.sample_rate, self.n_fft, self.n_mels, magnitudes.device)
+            return ((magnitudes @ filters + self.FLOOR).log() - self.MEAN) / self.DEVIATION

@@ -24,6 +24,7 @@ from jepa_tok.models.jepa import Jepa
 from jepa_tok.training_config import JepaConfig
 from recipes.codec.config import CodecRecipeConfig, EncoderSection
 from tasks.codec.calibrate import calibrate_quantiser, fit_mel_head
+from tasks.codec.fit_pitch import fit_pitch
 from tasks.codec.metrics import CODEC_METRICS
 from tasks.codec.samples import SampleWriter
 from tasks.codec.unit import CodecEvalUnit, CodecTrainUnit
@@ -51,6 +52,9 @@ class CodecRecipe(Recipe):
                 train, crop = context.get_dataset_as(SpeechDataset).train, config.dataset.crop_seconds
                 fresh = config.tokenizer is None
                 waves = partial(sample_waves, train, np.random.default_rng([config.common.seed, 4]), crop)
+                if config.pitch_steps:
+                    seed = config.common.seed
+                    fit_pitch(model, waves(), 10 * config.calibration_frames, config.pitch_steps, seed)
                 if fresh or config.calibrate_below:
                     below = None if fresh else config.calibrate_below
                     calibrate_quantiser(model.encoder, model.fsq, waves(), config.calibration_frames, below)

@@ -31,7 +31,7 @@ def calibrate_quantiser(
     if fsq.scale is None:
         return
     encoder.eval()
-    latents = _rows(encoder, lambda wave: encoder(wave).latents[0], waves, frames)
+    latents = rows_of_waves(encoder, lambda wave: encoder(wave).latents[0], waves, frames)
     if latents is None:
         raise RecipeError("the quantiser cannot be calibrated: none of the training files can be read.")
     latents = latents[:frames]  # [N, D]
@@ -61,11 +61,11 @@ def fit_mel_head(codec: Codec, waves: Iterable[Tensor], steps: int) -> None:
 
     def heard_and_told(wave: Tensor) -> Tensor:
         x = codec.steps_to_head(wave)[0].T  # [L, C]
-        truth = head.truth(wave)[0]  # [L * W, M or M + K], but for the windows behind the clip's end
-        whole = len(truth) // head.windows
-        return torch.cat([x[:whole].float(), truth[: whole * head.windows].reshape(whole, -1)], dim=1)
+        logmel = head.logmel(wave)[0]  # [L * W, M], but for the windows behind the clip's end
+        whole = len(logmel) // head.windows
+        return torch.cat([x[:whole].float(), logmel[: whole * head.windows].reshape(whole, -1)], dim=1)
 
-    rows = _rows(codec, heard_and_told, waves, steps)
+    rows = rows_of_waves(codec, heard_and_told, waves, steps)
     if rows is None:
         raise RecipeError("the mel head cannot be fitted: none of the training files can be read.")
     channels = head.out.in_channels
@@ -73,7 +73,9 @@ def fit_mel_head(codec: Codec, waves: Iterable[Tensor], steps: int) -> None:
     log.info("Mel head: fitted on {} steps.", len(rows))
 
 
-def _rows(model: nn.Module, make: Callable[[Tensor], Tensor], waves: Iterable[Tensor], count: int) -> Tensor | None:
+def rows_of_waves(
+    model: nn.Module, make: Callable[[Tensor], Tensor], waves: Iterable[Tensor], count: int
+) -> Tensor | None:
     """What `make` gives of each wave [1, S] on the model's device, [n, ...], until there are `count` rows or more; None of no wave."""
     device = next(model.parameters()).device
     kept: list[Tensor] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.speech import SPEECH_METRICS, float_metric
 
-RECONSTRUCTION = ("l1", "stft", "mel", "mel_head", "pitch")
+RECONSTRUCTION = ("l1", "stft", "mel", "mel_head", "pitch", "voicing")
 """Fields of `CodecOutput` that are recorded in training and in validation."""
 
 LOSSES = ("generator_loss", "discriminator_loss", *RECONSTRUCTION, "usage", "adversarial", "feature_matching")
@@ -19,10 +19,11 @@ CODEC_METRICS = [
     float_metric("stft", "STFT Loss", 203),
     float_metric("mel", "Mel Loss (nats)", 204),
     float_metric("mel_head", "Mel Head (nats)", 205),
-    float_metric("pitch", "Pitch Head", 206),
-    float_metric("usage", "Usage Penalty", 207),
-    float_metric("adversarial", "Adversarial Loss", 208),
-    float_metric("feature_matching", "Feature Matching", 209),
+    float_metric("pitch", "Pitch Error (nats)", 206),
+    float_metric("voicing", "Voicing (nats)", 207),
+    float_metric("usage", "Usage Penalty", 208),
+    float_metric("adversarial", "Adversarial Loss", 209),
+    float_metric("feature_matching", "Feature Matching", 210),
     float_metric("code_usage", "Code Usage", 220, higher_better=True),
     float_metric("dead_dims", "Dead Dimensions", 221),
     float_metric("between_clip_share", "Between-Clip Share", 222, higher_better=True),

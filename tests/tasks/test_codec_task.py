@@ -17,9 +17,10 @@ from jepa_tok.models.codec import Codec
 from jepa_tok.presets import codec_config
 from tasks.augment import AugmentSection
 from tasks.codec.calibrate import fit_mel_head
+from tasks.codec.fit_pitch import fit_pitch
 from tasks.codec.samples import SampleWriter, file_name, spectrogram
 from tasks.codec.unit import CodecEvalUnit, CodecTrainUnit
-from tests.tokenizers import speech
+from tests.tokenizers import speech, voice
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,37 @@ def test_the_mel_head_is_fitted_to_the_generator_it_finds() -> None:
     with pytest.raises(RecipeError, match=r"^the mel head cannot be fitted: none of the training files can be read"):
         fit_mel_head(codec, [], 10)
     fit_mel_head(Codec(codec_config("tiny")), [], 10)  # without a head there is nothing to do
+
+
+def test_the_pitch_networks_are_fitted_to_what_is_tracked() -> None:
+    torch.manual_seed(0)
+    config = codec_config("tiny")
+    config.tokenizer.encoder.pitch_dims = config.tokenizer.generator.pitch_dims = 23
+    codec = Codec(config)
+    waves = [voice(80.0 + 8.0 * i, 28_800 + 100 * i) for i in range(20)]
+    codec.fsq.bias.data.fill_(1.0)
+    everything = {name: p.clone() for name, p in codec.named_parameters()}
+
+    def errors() -> tuple[float, float]:
+        with torch.no_grad():
+            out = codec(torch.stack([w[:28_800] for w in waves]), adversarial=False, disc=False, synthesis=False)
+        return float(out.pitch), float(out.voicing)
+
+    before = errors()
+    fit_pitch(codec, waves, 1_000, 100, seed=0)
+    after = errors()
+    assert after[0] < 0.3 * before[0] and after[1] < 0.5 * before[1]
+    changed = {name for name, p in codec.named_parameters() if not torch.equal(p, everything[name])}
+    assert changed == {name for name in everything if name.startswith(("encoder.pitch.", "generator.pitch."))} | {
+        "fsq.bias"
+    }
+    assert codec.fsq.bias[:-23].eq(1.0).all() and codec.fsq.bias[-23:].eq(0.0).all()
+    with pytest.raises(RecipeError, match=r"^the pitch networks cannot be fitted: there are not ten frames"):
+        fit_pitch(codec, waves[:1], 10, 10, seed=0)
+    with pytest.raises(
+        RecipeError, match=r"^`pitch_steps` must be 0 for a model without `pitch_dims`, but is 5 instead"
+    ):
+        fit_pitch(Codec(codec_config("tiny")), waves, 10, 5, seed=0)
 
 
 def test_validation_writes_chosen_clips(codec, tmp_path: Path) -> None:
