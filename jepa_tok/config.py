@@ -296,7 +296,7 @@ class GeneratorConfig:
                 )
         _check_lookback("generator", self.lookback)
         _check_pitch("generator", self.pitch_dims, self.latent_dim, self.sample_rate, self.hop)
-        if self.pitch_dims and (self.head == "wave" or self.hop % self.head_hop):
+        if self.pitch_dims and self.head == "wave":
             raise ConfigError(
                 f"generator `pitch_dims` must be 0 for the `wave` head, but is {self.pitch_dims} instead."
             )
