@@ -293,10 +293,8 @@ class Encoder(nn.Module):
             # Both parts normalised, so that what the quantiser normalises of one does not follow the other.
             spectral = z[..., : -self.config.pitch_dims]
             spectral = F.layer_norm(spectral.float(), spectral.shape[-1:]).to(z.dtype)
-            z = (
-                torch.cat([spectral, self.pitch(wave, samples, state, magnitudes).to(z.dtype)], dim=-1)
-                * heard[..., None]
-            )
+            pitch = self.pitch(wave, samples, state, magnitudes).to(z.dtype)
+            z = torch.cat([spectral, pitch], dim=-1) * heard[..., None]
         return EncoderOutput(z, lengths, gates if return_gates else None, logmel)
 
 

@@ -221,9 +221,10 @@ class IstftHead(nn.Module):
         real, imaginary = phase.cos(), phase.sin()
         if self.share is not None and source is not None:
             share = torch.sigmoid(self.share(x).float())
-            rest = 1.0 - share * source.abs().square().mean(1, keepdim=True).sqrt().clamp_max(
-                1.0
-            )  # 1 where it is silent
+            loudness = (
+                source.abs().square().mean(1, keepdim=True).sqrt().clamp_max(1.0)
+            )  # [B, 1, L], 0 where it is silent
+            rest = 1.0 - share * loudness
             real, imaginary = rest * real + share * source.real, rest * imaginary + share * source.imag
         spectrum = torch.complex(magnitude * real, magnitude * imaginary)
         return istft(spectrum, self.n_fft, self.hop, mask, state)

@@ -108,17 +108,9 @@ def _check(small: TokenizerConfig, large: TokenizerConfig) -> None:
     if (large.encoder.front, large.encoder.block, large.generator.block, large.generator.head) != ("mel", "convnext", "convnext", "istft"):  # fmt: skip
         raise ConfigError("only a tokenizer with a `mel` front, `convnext` blocks and an `istft` head can be grown.")
     for part, fields in {
-        "encoder": [
-            "front_channels",
-            "channels",
-            "blocks",
-            "expansion",
-            "stage_conformers",
-            "conformers",
-            "pitch_dims",
-        ],
+        "encoder": ["front_channels", "channels", "blocks", "expansion", "stage_conformers", "conformers", "pitch_dims"],
         "generator": ["input_channels", "channels", "blocks", "expansion", "stage_conformers", "pitch_dims"],
-    }.items():
+    }.items():  # fmt: skip
         for name in fields:
             ours, theirs = (getattr(getattr(c, part), name) for c in (small, large))
             pairs = list(zip(ours, theirs)) if isinstance(ours, list) else [(ours, theirs)]

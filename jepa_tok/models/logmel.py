@@ -10,9 +10,9 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from jepa_tok.models.causal import StreamState, look_back
+from jepa_tok.models.causal import StreamState
+from jepa_tok.models.stft import stft
 
 
 def _hz_to_mel(hz: float) -> float:
@@ -43,19 +43,6 @@ def mel_filters(sample_rate: int, n_fft: int, n_mels: int, device: torch.device)
         return triangles.float().to(device)
 
 
-@lru_cache(maxsize=16)
-def _window(n_fft: int, device: torch.device) -> Tensor:
-    """Hann window [n_fft]."""
-    with torch.inference_mode(False), torch.no_grad():
-        return torch.hann_window(n_fft, dtype=torch.float64).float().to(device)
-
-
-def hann_windows(wave: Tensor, n_fft: int, hop: int, left: int, steps: int) -> Tensor:
-    """Hann-windowed samples [B, L, n_fft] of a wave [B, S]: L = `steps` windows, the first begins `left` samples before the wave."""
-    right = (steps - 1) * hop + n_fft - left - wave.shape[-1]
-    return F.pad(wave, (left, right)).unfold(-1, n_fft, hop) * _window(n_fft, wave.device)
-
-
 class LogMel(nn.Module):
     """Log of the mean spectral magnitude under each filter, shifted and scaled by constants to about unit range for speech.
 
@@ -80,10 +67,8 @@ class LogMel(nn.Module):
     def magnitudes(self, wave: Tensor, state: StreamState | None = None) -> Tensor:
         """As `forward`, before the filters: [B, L, n_fft / 2 + 1]."""
         with torch.autocast(wave.device.type, enabled=False):
-            wave, steps, left = wave.float(), -(-wave.shape[-1] // self.hop), (self.n_fft - self.hop) // 2
-            if self.causal:
-                wave, left = look_back(wave, self.context, state, self), 0
-            return torch.fft.rfft(hann_windows(wave, self.n_fft, self.hop, left, steps)).abs()
+            spectrum = stft(wave.float(), self.n_fft, self.hop, causal=self.causal, state=state, key=self)
+            return spectrum.transpose(1, 2).abs()
 
     def of(self, magnitudes: Tensor) -> Tensor:
         """[B, L, n_fft / 2 + 1] -> [B, L, M]."""

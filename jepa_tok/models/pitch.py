@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from jepa_tok.models.causal import StreamState, look_back
 from jepa_tok.models.layers import sequence_mask
-from jepa_tok.models.logmel import hann_windows
+from jepa_tok.models.stft import stft
 
 WINDOWS_PER_SECOND = 100
 
@@ -79,9 +79,12 @@ class PitchTracker(nn.Module):
             window is voiced, bool. Where it is not, the pitch is the best guess.
         """
         with torch.autocast(wave.device.type, enabled=False):
-            scores = self._scores(
-                self._magnitudes(wave.float(), state) if magnitudes is None else magnitudes
-            )  # [B, L, K]
+            if magnitudes is None:
+                spectrum = stft(
+                    wave.float(), N_FFT, self.hop, ahead=self.ahead, causal=self.causal, state=state, key=self
+                )
+                magnitudes = spectrum.transpose(1, 2).abs()
+            scores = self._scores(magnitudes)  # [B, L, K]
             best, lag = scores.unflatten(-1, (RANGES, FINE)).max(-1)  # [B, L, RANGES]
             if lengths is not None:
                 best = best * sequence_mask(-(-lengths // self.hop), best.shape[1])[..., None]
@@ -94,13 +97,6 @@ class PitchTracker(nn.Module):
             # The parabola through three neighbours has its top between the lags.
             shift = 0.5 * (before - behind) / (before - 2.0 * at + behind).clamp_max(-1e-4)
             return math.log(HIGHEST) - STEP * (lag[..., 0] + shift.clamp(-0.5, 0.5)), periodicity, voiced
-
-    def _magnitudes(self, wave: Tensor, state: StreamState | None) -> Tensor:
-        """[B, S] -> [B, L, N_FFT / 2 + 1]."""
-        steps, left = -(-wave.shape[-1] // self.hop), (N_FFT - self.hop) // 2 - self.ahead
-        if self.causal:
-            wave, left = look_back(wave, N_FFT - self.hop, state, self), 0
-        return torch.fft.rfft(hann_windows(wave, N_FFT, self.hop, left, steps)).abs()
 
     def _scores(self, magnitudes: Tensor) -> Tensor:
         """Autocorrelation of each window at each lag, as a share of a steady tone's: [B, L, N_FFT / 2 + 1] -> [B, L, K]."""

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from jepa_tok.config import EncoderConfig, GeneratorConfig
 from jepa_tok.models.causal import StreamState, look_back
 from jepa_tok.models.layers import sequence_mask
-from jepa_tok.models.logmel import hann_windows
 from jepa_tok.models.losses import masked_mean
 from jepa_tok.models.pitch import HIGHEST, LOWEST, N_FFT, WINDOWS_PER_SECOND, PitchTracker
+from jepa_tok.models.stft import stft
 
 WIDTH = 256
 
@@ -86,12 +86,8 @@ class PitchDecoder(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.dims, self.n_fft, self.head_hop, self.causal = (
-            config.pitch_dims,
-            config.n_fft,
-            config.head_hop,
-            config.causal,
-        )
+        self.dims, self.causal = config.pitch_dims, config.causal
+        self.n_fft, self.head_hop = config.n_fft, config.head_hop
         self.sample_rate, self.hop = config.sample_rate, config.sample_rate // WINDOWS_PER_SECOND
         self.windows = config.hop // self.hop
         self.layers = _mlp(self.dims, 2 * self.windows)
@@ -118,13 +114,9 @@ class PitchDecoder(nn.Module):
         wave = harmonics(hertz, loudness, self.hop, self.sample_rate, state)
         if mask is not None:  # windows of a clip's last steps reach past it
             wave = wave * mask.repeat_interleave(self.windows * self.hop, dim=1)
-        steps, left = wave.shape[1] // self.head_hop, (self.n_fft - self.head_hop) // 2
-        if self.causal:
-            wave, left = look_back(wave, self.n_fft - self.head_hop, state, "source"), 0
-        frames = hann_windows(wave, self.n_fft, self.head_hop, left, steps)
-        return torch.fft.rfft(frames).transpose(1, 2) / math.sqrt(
-            0.375 * self.n_fft
-        )  # the sum of a Hann window's squares
+        spectrum = stft(wave, self.n_fft, self.head_hop, causal=self.causal, state=state, key="source")
+        squares = 0.375 * self.n_fft  # of a Hann window, summed
+        return spectrum / math.sqrt(squares)
 
     def loss(self, latents: Tensor, wave: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Errors over the windows of all clips against the tracked pitch of a wave.

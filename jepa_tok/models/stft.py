@@ -6,6 +6,8 @@ B clips   S samples   L steps   N = n_fft   F = N / 2 + 1 frequency bins
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -50,12 +52,37 @@ def istft(
     return wave / envelope.clamp_min(1e-8)
 
 
-def stft(wave: Tensor, n_fft: int, hop: int) -> Tensor:
-    """STFT on the grid of `istft`: wave [B, L * hop] -> complex [B, N / 2 + 1, L], zeros beyond both ends."""
-    before = (n_fft - hop) // 2
-    padded = F.pad(wave, (before, n_fft - hop - before))
-    window = torch.hann_window(n_fft, device=wave.device)
-    return torch.stft(padded, n_fft, hop, window=window, center=False, return_complex=True)
+def stft(
+    wave: Tensor,
+    n_fft: int,
+    hop: int,
+    *,
+    ahead: int = 0,
+    causal: bool = False,
+    state: StreamState | None = None,
+    key: Hashable = "stft",
+) -> Tensor:
+    """STFT (Hann window) on the grid of `istft`, zeros beyond both ends of the wave.
+
+    :param wave: float32 [B, S].
+    :param ahead: How many samples later than centred on its step a window stands (not causal).
+    :param causal: Whether windows end with their step instead.
+    :param state: Of the streams that `wave` continues (causal), under `key`.
+    :returns: complex [B, N / 2 + 1, L] with L = ceil(S / hop).
+    """
+    steps, left = -(-wave.shape[-1] // hop), (n_fft - hop) // 2 - ahead
+    if causal:
+        wave, left = look_back(wave, n_fft - hop, state, key), 0
+    right = (steps - 1) * hop + n_fft - left - wave.shape[-1]
+    frames = F.pad(wave, (left, right)).unfold(-1, n_fft, hop) * _window(n_fft, wave.device)  # [B, L, N]
+    return torch.fft.rfft(frames).transpose(1, 2)
+
+
+@lru_cache(maxsize=16)
+def _window(n_fft: int, device: torch.device) -> Tensor:
+    """Hann window [N]."""
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.hann_window(n_fft, dtype=torch.float64).float().to(device)
 
 
 def magnitudes(wave: Tensor, n_fft: int, hop: int) -> Tensor:
