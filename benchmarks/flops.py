@@ -25,6 +25,7 @@ from jepa_tok.config import TokenizerConfig
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.generator import Generator
 from jepa_tok.models.logmel import LogMel
+from jepa_tok.models.pitch import PitchTracker
 from jepa_tok.presets import PRESETS, tokenizer_config
 
 BUDGETS = {"small": (0.6, 2.0), "base": (3.0, 8.0)}
@@ -52,6 +53,8 @@ def measure(config: TokenizerConfig, seconds: float = 10.0) -> dict[str, Any]:
     if config.encoder.front == "mel":  # its table of filters is cached for the process, so it must be a real one
         e = config.encoder
         LogMel(rate, e.n_fft, e.front_hop, e.n_mels)(torch.zeros(1, 1))
+    if config.encoder.pitch_dims:  # so are the tracker's
+        PitchTracker(rate)(torch.zeros(1, 1))
     with FakeTensorMode(allow_non_fake_inputs=True):
         encoder, generator = Encoder(config.encoder).eval(), Generator(config.generator).eval()
         wave, latents = torch.zeros(1, samples), torch.zeros(1, frames, config.generator.latent_dim)

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from jepa_tok.compact import compact as compacted
 from jepa_tok.compact import expand
-from jepa_tok.config import TokenizerConfig, differences, from_dict, to_dict
+from jepa_tok.config import TokenizerConfig
+from jepa_tok.config_dict import differences, from_dict, to_dict
 from jepa_tok.errors import ConfigError
 
 FORMAT = "jepa-tok/1"

@@ -18,6 +18,9 @@ from jepa_tok.training_config import (
     PredictorConfig,
 )
 
+PITCH_DIMS = 23
+"""Of the 128 dimensions of a frame in all presets but `paper`: the digits of its last four tokens (docs/results/pitch.md)."""
+
 
 def _paper() -> TokenizerConfig:
     return TokenizerConfig(name="paper")
@@ -50,6 +53,7 @@ def _mel_tokenizer(
             conformer_heads=8,
             conformer_kernel=15,
             conformer_norm="step",
+            pitch_dims=PITCH_DIMS,
             init="scaled",
         ),
         quantizer=QuantizerConfig(bound="norm"),
@@ -63,6 +67,7 @@ def _mel_tokenizer(
             conformer_heads=8,
             head="istft",
             head_hop=240,
+            pitch_dims=PITCH_DIMS,
         ),
     )
 

@@ -147,6 +147,9 @@ class CodecConfig:
     mel_weight: float = 0.0
     """Weight of the multi-scale mel loss; 0 leaves it out (paper)."""
 
+    loudness_weight: float = 0.0
+    """Weight of the loss in loudness (`models/loudness.py`); 0 leaves it out (paper)."""
+
     adversarial_weight: float = 0.1
     """Weight of (LSGAN + feature matching)."""
 
@@ -163,8 +166,8 @@ class CodecConfig:
     mel_head_weight: float = 4.0
     """Weight of the mel head's error."""
 
-    pitch_weight: float = 1.0
-    """Weight of the errors of pitch and voicing, where latents have `pitch_dims`."""
+    mel_head_exponent: float = 0.0
+    """Of a mel's magnitude, by which its error counts there: 0 for all the same, .46 for about what is heard."""
 
     def check(self) -> None:
         """Raises ConfigError where fields contradict each other."""
@@ -178,11 +181,12 @@ class CodecConfig:
             "l1_weight",
             "stft_weight",
             "mel_weight",
+            "loudness_weight",
             "adversarial_weight",
             "adversarial_seconds",
             "usage_weight",
             "mel_head_weight",
-            "pitch_weight",
+            "mel_head_exponent",
         ):
             if getattr(self, name) < 0.0:
                 raise ConfigError(f"`{name}` must be at least 0, but is {getattr(self, name)} instead.")

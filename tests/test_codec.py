@@ -11,8 +11,8 @@ import torch
 from benchmarks import flops
 from jepa_tok.config import EncoderConfig, GeneratorConfig, QuantizerConfig, TokenizerConfig
 from jepa_tok.models.codec import Codec, CodecOutput
+from jepa_tok.models.layers import sequence_mask
 from jepa_tok.models.mel_head import MelHead
-from jepa_tok.models.source import PITCH_PRICE
 from jepa_tok.presets import codec_config, tokenizer_config
 from jepa_tok.training_config import CodecConfig, DiscriminatorConfig
 
@@ -133,13 +133,51 @@ def test_the_generator_can_learn_from_fixed_discriminators() -> None:
 
 
 def test_generator_loss_is_the_weighted_sum() -> None:
-    weights = {"l1": 3.0, "stft": 0.5, "mel": 0.7, "adversarial": 0.2, "usage": 0.3, "mel_head": 0.9, "pitch": 1.7}
+    weights = {
+        "l1": 3.0,
+        "stft": 0.5,
+        "mel": 0.7,
+        "loudness": 0.6,
+        "adversarial": 0.2,
+        "usage": 0.3,
+        "mel_head": 0.9,
+    }
     config = dataclasses.replace(WITH_PITCH, **{f"{name}_weight": value for name, value in weights.items()})
     out = build(config)(sines())
     total = sum(value * getattr(out, name) for name, value in weights.items()) + 0.2 * out.feature_matching
-    total = total - 1.7 * out.pitch + 1.7 * (out.pitch / PITCH_PRICE + out.voicing)
-    assert out.mel > 0 and out.usage > 0 and out.mel_head > 0 and out.pitch > 0 and out.voicing > 0
+    assert out.mel > 0 and out.loudness > 0 and out.usage > 0 and out.mel_head > 0 and out.pitch > 0 and out.voicing > 0
     torch.testing.assert_close(out.generator_loss, total)
+
+
+def test_the_source_is_drawn_at_the_tracked_pitch_in_training_and_at_the_told_one_after_it() -> None:
+    codec = build(WITH_PITCH)
+    wave, lengths = sines(2, 24_000), torch.tensor([24_000, 17_000])
+    decoder = codec.generator.pitch
+    assert decoder is not None
+    wave[0, :9_600] = 0.01 * torch.randn(9_600)  # has no pitch
+    with torch.no_grad():
+        decoder.layers[-1].bias.fill_(2.0)  # type: ignore[union-attr]  # voiced, at a pitch far from the tone's
+
+    def heard(mode: bool) -> list[torch.Tensor]:
+        drawn: list[torch.Tensor] = []
+        head = codec.generator.head.register_forward_hook(
+            lambda _, __, kwargs, ___: drawn.append(kwargs["source"]), with_kwargs=True
+        )
+        codec.train(mode)(wave, lengths)
+        head.remove()
+        return drawn
+
+    with torch.no_grad():
+        quantised = codec.fsq(codec.encoder(wave, lengths).latents)[0]
+        frames = sequence_mask(codec.encoder.num_frames(lengths), quantised.shape[1])
+        tracked, voiced, own = decoder.truth(wave * sequence_mask(lengths, 24_000), lengths)
+        assert 0.3 < float((voiced & own).float().mean()) < 0.8
+        tracked = torch.where(voiced & own, tracked, decoder(quantised)[0])
+        told = decoder.source(quantised, frames)
+        (trained,), (evaluated,) = heard(True), heard(False)
+        assert torch.equal(evaluated, told) and told.abs().max() > 0.1
+        assert torch.equal(trained, decoder.source(quantised, frames, pitch=tracked))
+        assert not torch.allclose(trained, evaluated, atol=0.1)
 
 
 @pytest.mark.parametrize("samples", [1, 39, 40, 41, 1000])

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jepa_tok import SpeechTokenizer, hub
-from jepa_tok.config import to_dict
+from jepa_tok.config_dict import to_dict
 from jepa_tok.errors import ConfigError
 from tests.tokenizers import one_line, paper_layout, speech
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa_tok.config import from_dict
+from jepa_tok.config_dict import from_dict
 from jepa_tok.errors import ConfigError, JepaTokError
 
 ENCODER_FAMILY = "jepa_tok_encoder"

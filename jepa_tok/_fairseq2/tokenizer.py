@@ -22,7 +22,8 @@ from fairseq2.runtime.dependency import DependencyContainer
 
 from jepa_tok import hub
 from jepa_tok.compact import expand
-from jepa_tok.config import TokenizerConfig, to_dict
+from jepa_tok.config import TokenizerConfig
+from jepa_tok.config_dict import to_dict
 from jepa_tok.errors import ConfigError
 from jepa_tok.presets import PRESETS, tokenizer_config
 from jepa_tok.tokenizer import SpeechTokenizer

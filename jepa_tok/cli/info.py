@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jepa_tok.cli.common import duration, file_path
-from jepa_tok.config import TokenizerConfig, to_dict
+from jepa_tok.config import TokenizerConfig
+from jepa_tok.config_dict import to_dict
 from jepa_tok.errors import AudioError, ConfigError
 from jepa_tok.presets import PRESETS, tokenizer_config
 

@@ -31,8 +31,9 @@ from jepa_tok.models.losses import (
     mel_loss,
     stft_loss,
 )
+from jepa_tok.models.loudness import loudness_loss
 from jepa_tok.models.mel_head import MelHead
-from jepa_tok.models.source import PITCH_PRICE, PitchDecoder
+from jepa_tok.models.source import PitchDecoder
 from jepa_tok.training_config import CodecConfig
 
 
@@ -41,13 +42,13 @@ class CodecOutput:
     """Losses (float32 scalars) and what they were computed from."""
 
     generator_loss: Tensor
-    """Sum of l1, stft, mel, adversarial + feature_matching, usage, mel_head and pitch / PITCH_PRICE + voicing, each times its weight."""
+    """Sum of l1, stft, mel, loudness, adversarial + feature_matching, usage and mel_head, each times its weight."""
 
     discriminator_loss: Tensor
     """Least-squares GAN loss of the discriminators, summed over them; 0 where they did not run."""
 
     l1: Tensor
-    """This and all that judges a reconstruction: exactly 0 without `synthesis`."""
+    """This and all that judges a reconstruction: exactly 0 without `synthesis`. In training, of one that has the tracked pitch."""
 
     stft: Tensor
     """Exactly 0 in training with `stft_weight` 0."""
@@ -55,8 +56,11 @@ class CodecOutput:
     mel: Tensor
     """Exactly 0 with `mel_weight` 0."""
 
+    loudness: Tensor
+    """Exactly 0 with `loudness_weight` 0."""
+
     mel_head: Tensor
-    """Exactly 0 without a mel head."""
+    """In nats, weighted where the head has an exponent; exactly 0 without a mel head."""
 
     pitch: Tensor
     """Mean absolute error of log pitch where the original is voiced, nats; exactly 0 without `pitch_dims`."""
@@ -86,6 +90,26 @@ class CodecOutput:
     """Frames of each clip, int64 [B]."""
 
 
+@dataclass
+class _AtHead:
+    """A batch on its way, where the mel head stands."""
+
+    encoded: EncoderOutput
+    """What the encoder heard."""
+
+    quantised: Tensor
+    """[B, T, D] values of the codes."""
+
+    codes: Tensor
+    """[B, T, D]."""
+
+    x: Tensor
+    """[B, C, L] steps of the generator; without a mel head what its stages begin with."""
+
+    mask: Tensor | None
+    """[B, L], which of them are the clips' own."""
+
+
 class Codec(nn.Module):
     """Trains the tokenizer's decoder, and with `freeze_encoder=False` its encoder through the straight-through quantiser.
 
@@ -107,7 +131,7 @@ class Codec(nn.Module):
         self.discriminator = Discriminator(config.discriminator)
         self.mel_head: MelHead | None = None
         if config.mel_head_stage:
-            self.mel_head = MelHead(config.tokenizer.generator, config.mel_head_stage)
+            self.mel_head = MelHead(config.tokenizer.generator, config.mel_head_stage, config.mel_head_exponent)
         self.average: nn.ModuleDict | None = None
         if config.average_decay:
             parts = ["generator"] if config.freeze_encoder else ["encoder", "fsq", "generator"]
@@ -117,10 +141,14 @@ class Codec(nn.Module):
         self.freeze().train()
 
     def freeze(self) -> Codec:
-        """Takes the gradient from encoder and quantiser where the config freezes them; to be called again by who turns all on.
+        """Takes the gradient from encoder and quantiser where the config freezes them, and from the pitch networks, which are fitted before
+        training; to be called again by who turns all on.
 
-        With both frozen the tokens are settled before stage 2: it trains the decoder alone.
+        With encoder and quantiser frozen the tokens are settled before stage 2: it trains the decoder alone.
         """
+        for pitch in (self.encoder.pitch, self.generator.pitch):
+            if pitch is not None:
+                pitch.requires_grad_(False)
         if self.config.freeze_encoder:
             self.encoder.requires_grad_(False)
             self.fsq.requires_grad_(False)
@@ -187,25 +215,33 @@ class Codec(nn.Module):
         """
         if lengths is not None:
             wave = wave * sequence_mask(lengths, wave.shape[1])
-        encoded, codes, quantised, x, mask = self._decode_to_head(wave, lengths)
+        at = self._decode_to_head(wave, lengths)
+        encoded = at.encoded
 
         c = self.config
-        zero = x.new_zeros((), dtype=torch.float32)
-        losses = dict.fromkeys(("l1", "stft", "mel", "adversarial", "feature_matching"), zero)
+        zero = at.x.new_zeros((), dtype=torch.float32)
+        losses = dict.fromkeys(("l1", "stft", "mel", "loudness", "adversarial", "feature_matching"), zero)
         g_loss = d_loss = usage = mel_head = pitch = voicing = zero
         fake: Tensor | None = None
+        pitch_decoder = self.part("generator").pitch
+        truth = pitch_decoder.truth(wave, lengths) if isinstance(pitch_decoder, PitchDecoder) else None
         if synthesis:
-            fake = self._synthesise(quantised, encoded.lengths, x, mask, wave, lengths)
+            # Taught at the true pitch, evaluated at the one that is told: where harmonics stand a little off, spectral losses ask for noise
+            # between them, and the voice that comes of it is hoarse.
+            forced = None
+            if self.training and truth is not None and isinstance(pitch_decoder, PitchDecoder):
+                tracked, voiced, own = truth
+                forced = torch.where(voiced & own, tracked, pitch_decoder(at.quantised)[0])
+            fake = self._synthesise(at, wave, lengths, forced)
             g_loss, d_loss, losses = self._judge_reconstruction(fake, wave, lengths, adversarial, disc)
         head = self.part("mel_head") if self.mel_head is not None else None
         if isinstance(head, MelHead):
             shared = head.same_windows(c.tokenizer.encoder)
-            mel_head = head.loss(x, wave, lengths, encoded.logmel if shared else None)
+            mel_head = head.loss(at.x, wave, lengths, encoded.logmel if shared else None)
             g_loss = g_loss + c.mel_head_weight * mel_head
-        pitch_decoder = self.part("generator").pitch
-        if isinstance(pitch_decoder, PitchDecoder):
-            pitch, voicing = pitch_decoder.loss(quantised, wave, lengths)
-            g_loss = g_loss + c.pitch_weight * (pitch / PITCH_PRICE + voicing)
+        if isinstance(pitch_decoder, PitchDecoder) and truth is not None:
+            with torch.no_grad():
+                pitch, voicing = pitch_decoder.errors(at.quantised, *truth)
         if c.usage_weight:
             usage = self._usage(encoded)
             g_loss = g_loss + c.usage_weight * usage
@@ -217,7 +253,7 @@ class Codec(nn.Module):
             voicing=voicing,
             usage=usage,
             reconstruction=fake,
-            codes=codes,
+            codes=at.codes,
             latents=encoded.latents,
             frame_lengths=encoded.lengths,
             **losses,
@@ -225,17 +261,15 @@ class Codec(nn.Module):
 
     def reconstruct(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[EncoderOutput, Tensor, Tensor]:
         """wave [B, S] -> what the encoder heard, codes [B, T, D], reconstruction [B, S]."""
-        encoded, codes, quantised, x, mask = self._decode_to_head(wave, lengths)
-        return encoded, codes, self._synthesise(quantised, encoded.lengths, x, mask, wave, lengths)
+        at = self._decode_to_head(wave, lengths)
+        return at.encoded, at.codes, self._synthesise(at, wave, lengths)
 
     def steps_to_head(self, wave: Tensor) -> Tensor:
         """wave [B, S] -> [B, C, L], the steps that the mel head judges."""
-        return self._decode_to_head(wave, None)[3]
+        return self._decode_to_head(wave, None).x
 
-    def _decode_to_head(
-        self, wave: Tensor, lengths: Tensor | None
-    ) -> tuple[EncoderOutput, Tensor, Tensor, Tensor, Tensor | None]:
-        """wave [B, S] -> what the encoder heard, codes and their values [B, T, D], and [B, C, L], [B, L] where the mel head stands."""
+    def _decode_to_head(self, wave: Tensor, lengths: Tensor | None) -> _AtHead:
+        """Encodes wave [B, S], quantises, and decodes as far as the mel head."""
         if self.config.freeze_encoder:
             # At the weights' own precision: the decoder is to learn from the codes that the tokenizer will make, and bf16
             # autocast changes two in a hundred of them.
@@ -247,16 +281,18 @@ class Codec(nn.Module):
         generator = self.part("generator")
         assert isinstance(generator, Generator)
         x, mask = generator.begin(quantised, encoded.lengths)
-        return encoded, codes, quantised, *generator.upsample(x, mask, end=self.config.mel_head_stage)
+        return _AtHead(encoded, quantised, codes, *generator.upsample(x, mask, end=self.config.mel_head_stage))
 
-    def _synthesise(
-        self, quantised: Tensor, frames: Tensor, x: Tensor, mask: Tensor | None, wave: Tensor, lengths: Tensor | None
-    ) -> Tensor:
-        """From codes' values [B, T, D], frames [B] of each clip, and where the mel head stands to the reconstruction [B, S] of wave [B, S]."""
+    def _synthesise(self, at: _AtHead, wave: Tensor, lengths: Tensor | None, pitch: Tensor | None = None) -> Tensor:
+        """Decodes the rest of the way, to the reconstruction [B, S] of wave [B, S].
+
+        :param pitch: Log pitch that the source is drawn at; None: the one that the codes tell.
+        """
         generator = self.part("generator")
         assert isinstance(generator, Generator)
-        source = generator.source(quantised, sequence_mask(frames, quantised.shape[1]))
-        x, mask = generator.upsample(x, mask, start=self.config.mel_head_stage)
+        frames = sequence_mask(at.encoded.lengths, at.quantised.shape[1])
+        source = generator.source(at.quantised, frames, pitch=pitch)
+        x, mask = generator.upsample(at.x, at.mask, start=self.config.mel_head_stage)
         fake = generator.head(x, mask, source=source)[:, : wave.shape[1]]
         if lengths is not None:  # the last frame reaches past the clip's last sample
             fake = fake * sequence_mask(lengths, wave.shape[1])
@@ -268,7 +304,7 @@ class Codec(nn.Module):
         """The generator's weighted loss and the discriminators', and each term by its name in `CodecOutput`."""
         c = self.config
         zero = fake.new_zeros(())
-        d_loss = adversarial_loss = matching = stft = mel = zero
+        d_loss = adversarial_loss = matching = stft = mel = loudness = zero
         if disc or adversarial:
             real_part, fake_part, sizes = self._segments(wave, fake, lengths)
             with torch.set_grad_enabled(disc and torch.is_grad_enabled()):
@@ -289,10 +325,14 @@ class Codec(nn.Module):
         if c.mel_weight:
             mel = mel_loss(spectra, c.mel_ffts, c.tokenizer.encoder.sample_rate)
             g_loss = g_loss + c.mel_weight * mel
+        if c.loudness_weight:
+            loudness = loudness_loss(fake, wave, lengths, c.tokenizer.encoder.sample_rate)
+            g_loss = g_loss + c.loudness_weight * loudness
         terms = {
             "l1": l1,
             "stft": stft,
             "mel": mel,
+            "loudness": loudness,
             "adversarial": adversarial_loss,
             "feature_matching": matching,
         }

@@ -75,6 +75,11 @@ class Generator(nn.Module):
         """Samples per latent frame."""
         return self.config.hop
 
+    @property
+    def hears_pitch(self) -> bool:
+        """Whether anything but the source is made of the pitch dimensions; not in a tokenizer that `grow` gave them to."""
+        return self.config.pitch_dims > 0 and bool(self.project.weight[:, -self.config.pitch_dims :].any())
+
     def forward(self, latents: Tensor, lengths: Tensor | None = None, state: StreamState | None = None) -> Tensor:
         """Decodes latent frames.
 
@@ -103,9 +108,14 @@ class Generator(nn.Module):
             x, mask = stage(x, mask, state)
         return x, mask
 
-    def source(self, latents: Tensor, mask: Tensor | None, state: StreamState | None = None) -> Tensor | None:
-        """Spectrum of the harmonic source that latents [B, T, D] (mask [B, T]) tell, [B, N / 2 + 1, steps of the head]; None without `pitch_dims`."""
-        return None if self.pitch is None else self.pitch.source(latents, mask, state)
+    def source(
+        self, latents: Tensor, mask: Tensor | None, state: StreamState | None = None, pitch: Tensor | None = None
+    ) -> Tensor | None:
+        """Spectrum of the harmonic source that latents [B, T, D] (mask [B, T]) tell, [B, N / 2 + 1, steps of the head]; None without `pitch_dims`.
+
+        :param pitch: As of `PitchDecoder.source`.
+        """
+        return None if self.pitch is None else self.pitch.source(latents, mask, state, pitch)
 
 
 class UpStage(nn.Module):

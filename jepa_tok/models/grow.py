@@ -94,6 +94,11 @@ def grow(small: SpeechTokenizer, config: TokenizerConfig, seed: int = 0) -> Spee
     return large
 
 
+def _knows_pitch(small: Encoder | Generator, large: Encoder | Generator) -> bool:
+    """Whether the pitch networks can be kept: a causal tracker listens elsewhere than one that is not."""
+    return small.pitch is not None and small.config.causal == large.config.causal
+
+
 def _check(small: TokenizerConfig, large: TokenizerConfig) -> None:
     for part, fields in {
         "encoder": ["sample_rate", "front", "front_hop", "n_fft", "n_mels", "strides", "block", "daam", "gate", "num_gaussians",
@@ -147,14 +152,16 @@ class _Growth:
             self.conformers(a.conformers, b.conformers, x)
         self.conv(small.project, large.project, latent, x)
         self.conformers(small.conformers, large.conformers, latent)
-        if small.pitch is not None and large.pitch is not None:
+        if _knows_pitch(small, large) and small.pitch is not None and large.pitch is not None:
             large.pitch.load_state_dict(small.pitch.state_dict())
 
     def generator(self, small: Generator, large: Generator) -> None:
         assert isinstance(small.head, IstftHead) and isinstance(large.head, IstftHead)
         x = self.widening(small.config.input_channels, large.config.input_channels)
         self.conv(small.project, large.project, x, Widening.same(small.config.latent_dim))
-        if large.config.pitch_dims > small.config.pitch_dims:  # what they told the small generator is no longer there
+        if large.pitch is not None and not _knows_pitch(
+            small, large
+        ):  # what they told the small generator is no longer there
             large.project.weight[:, -large.config.pitch_dims :] = 0.0
         for a, b in zip(small.stages, large.stages):
             assert isinstance(a, UpStage) and isinstance(b, UpStage)
@@ -170,7 +177,7 @@ class _Growth:
         self.conv(small.head.out, large.head.out, Widening.same(small.head.out.out_channels), x)
         if small.head.share is not None and large.head.share is not None:
             self.conv(small.head.share, large.head.share, Widening.same(small.head.share.out_channels), x)
-        if small.pitch is not None and large.pitch is not None:
+        if _knows_pitch(small, large) and small.pitch is not None and large.pitch is not None:
             large.pitch.load_state_dict(small.pitch.state_dict())
 
     def widening(self, channels: int, wide: int) -> Widening:

@@ -106,8 +106,15 @@ class Jepa(nn.Module):
             # gradient would be 1e15, and Adam's second moments would hold the weights still for long.
             self.mask_embedding = nn.Parameter(torch.randn(config.encoder.front_channels))
         self.anchor = make_anchor(config.anchor, config.encoder)
-        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.train()
+        self.target_encoder = copy.deepcopy(self.encoder)
+        self.freeze().train()
+
+    def freeze(self) -> Self:
+        """Takes the gradient from the target and the pitch network, which stage 2 fits; to be called again by who turns all on."""
+        self.target_encoder.requires_grad_(False)
+        if self.encoder.pitch is not None:
+            self.encoder.pitch.requires_grad_(False)
+        return self
 
     def train(self, mode: bool = True) -> Self:
         """As nn.Module's, but the target stays in eval mode: dropout would move what is to be predicted."""

@@ -31,10 +31,13 @@ class MelHead(nn.Module):
 
     :param config: The generator's.
     :param stage: How many of its stages lie below, at least 1.
+    :param exponent: Of a mel's magnitude, by which its error counts: 0 for all the same; .46 for what it adds to loudness, which
+        grows with the .23th power of power (Zwicker). Most windows of read speech hold noise of the room in most mels, which nobody hears.
     """
 
-    def __init__(self, config: GeneratorConfig, stage: int) -> None:
+    def __init__(self, config: GeneratorConfig, stage: int, exponent: float = 0.0) -> None:
         super().__init__()
+        self.exponent = exponent
         span = config.head_hop * math.prod(config.strides[stage:])  # samples of a step
         self.windows = math.ceil(span / (WINDOW_SECONDS * config.sample_rate))
         while span % self.windows:
@@ -70,7 +73,7 @@ class MelHead(nn.Module):
         self.out.bias.copy_(mean_y - weight @ mean_h)
 
     def loss(self, x: Tensor, wave: Tensor, lengths: Tensor | None, heard: Tensor | None = None) -> Tensor:
-        """Mean absolute error of the log-mels in nats, over the windows of all clips.
+        """Mean absolute error of the log-mels in nats, over the windows of all clips; the weights of a clip's errors have mean 1.
 
         :param x: [B, C, L], of clips [B, S].
         :param wave: [B, S], zero outside each clip.
@@ -81,9 +84,14 @@ class MelHead(nn.Module):
         if heard is None:
             with torch.no_grad():
                 heard = self.logmel(wave)  # [B, ceil(S / hop), M]
-        error = (self(x)[:, : heard.shape[1]] - heard).abs().mean(-1) * LogMel.DEVIATION
-        hop = self.logmel.hop
-        return masked_mean(error, None if lengths is None else sequence_mask(-(-lengths // hop), heard.shape[1]))
+        error = (self(x)[:, : heard.shape[1]] - heard).abs() * LogMel.DEVIATION  # [B, L, M]
+        own = None if lengths is None else sequence_mask(-(-lengths // self.logmel.hop), heard.shape[1])
+        if self.exponent:
+            weights = (self.exponent * LogMel.DEVIATION * heard).exp()
+            weights = weights if own is None else weights * own[..., None]
+            windows = heard.shape[1] if own is None else own.sum(1)[:, None, None]
+            error = error * weights * (windows * heard.shape[2] / weights.sum((1, 2), keepdim=True))
+        return masked_mean(error, own)
 
     def same_windows(self, config: EncoderConfig) -> bool:
         """Whether the encoder's `mel` front makes the log-mels that this head answers for."""

@@ -3,11 +3,12 @@
     B clips   S samples   T frames   P pitch dimensions   W windows of 10 ms in a frame   N = n_fft
 
 What spectra teach an encoder holds hardly any pitch: its last P dimensions are made of the tracked pitch alone, by a small network
-that knows nothing of the other frames, and read by another one (docs/architecture.md). They are quantised and packed as all are.
+that knows nothing of the other frames, and read by another one (docs/architecture.md). They are quantised and packed as all are. Both
+networks are fitted once, before stage 2, to the pitch of many frames (`tasks/codec/fit_pitch.py`), and stay as they are in training.
 
 Spectral losses hardly tell a generator which phases make a voice: left to itself it speaks hoarsely. With a source (neural source-filter,
 arXiv 1904.12088, behind an inverse STFT as in HiFTNet, arXiv 2309.09493) it needs only say how loud each frequency is and how much of it
-is the source's. No gradient comes to the pitch through the source: it has its own loss.
+is the source's.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from jepa_tok.models.losses import masked_mean
 from jepa_tok.models.pitch import HIGHEST, LOWEST, N_FFT, WINDOWS_PER_SECOND, PitchTracker
 from jepa_tok.models.stft import stft
 
-WIDTH = 256
+WIDTH = 512
+"""Of both networks' hidden layers."""
 
 MIDDLE = math.log(150.0)
 PITCH_SCALE = 0.4
@@ -58,11 +60,12 @@ class PitchEncoder(nn.Module):
     def forward(
         self, wave: Tensor, lengths: Tensor | None, state: StreamState | None = None, magnitudes: Tensor | None = None
     ) -> Tensor:
-        """[B, S], zero outside each clip, lengths [B] in samples -> [B, T, P] with T = ceil(S / hop).
+        """[B, S], zero outside each clip, lengths [B] in samples -> [B, T, P] with T = ceil(S / hop), without gradient.
 
         :param magnitudes: Those of the `mel` front: where its windows are the tracker's, they need not be made again.
         """
-        return self.encode(self.track(wave, lengths, state, magnitudes if self.shares_windows else None))
+        with torch.no_grad():
+            return self.encode(self.track(wave, lengths, state, magnitudes if self.shares_windows else None))
 
     def track(
         self, wave: Tensor, lengths: Tensor | None, state: StreamState | None = None, magnitudes: Tensor | None = None
@@ -102,12 +105,17 @@ class PitchDecoder(nn.Module):
         return MIDDLE + PITCH_SCALE * pitch.flatten(1), voicing.flatten(1)
 
     @torch.no_grad()
-    def source(self, latents: Tensor, mask: Tensor | None, state: StreamState | None = None) -> Tensor:
+    def source(
+        self, latents: Tensor, mask: Tensor | None, state: StreamState | None = None, pitch: Tensor | None = None
+    ) -> Tensor:
         """STFT, on the grid of the `istft` head, of the source that frames [B, T, D] (mask [B, T]) tell: complex [B, N / 2 + 1, L].
 
         Its mean square is 1 where the source is loud, 0 where it is silent.
+
+        :param pitch: Log pitch [B, T * W] to draw it at, in place of the one that is told.
         """
-        pitch, voicing = self(latents)
+        told, voicing = self(latents)
+        pitch = told if pitch is None else pitch
         # 0 where voicing is undecided: what decides it by a hair is not heard.
         loudness = torch.tanh(voicing / 2.0).clamp_min(0.0)
         hertz = pitch.exp().clamp(LOWEST / 1.1, HIGHEST * 1.1)
@@ -118,18 +126,13 @@ class PitchDecoder(nn.Module):
         squares = 0.375 * self.n_fft  # of a Hann window, summed
         return spectrum / math.sqrt(squares)
 
-    def loss(self, latents: Tensor, wave: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Errors over the windows of all clips against the tracked pitch of a wave.
+    def truth(self, wave: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What is tracked of a batch.
 
-        :param latents: [B, T, D], of clips [B, S].
         :param wave: [B, S], zero outside each clip.
         :param lengths: Samples of each clip [B]; None if each has S.
-        :returns: Mean absolute error of the log pitch of voiced windows, in nats, and the cross-entropy of voicing; float32 scalars.
+        :returns: [B, T * W] each: log pitch, whether a window is voiced, whether it is a clip's own.
         """
-        return self.errors(latents, *self.truth(wave, lengths))
-
-    def truth(self, wave: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """As for `loss` -> [B, T * W] each: log pitch, whether a window is voiced, whether it is a clip's own."""
         pitch, _, voiced = self.tracker(wave, lengths)
         if lengths is None:
             lengths = torch.full((len(wave),), wave.shape[1], device=wave.device)
@@ -138,7 +141,10 @@ class PitchDecoder(nn.Module):
         return pitch, voiced, sequence_mask(-(-lengths // self.hop), pitch.shape[1])
 
     def errors(self, latents: Tensor, pitch: Tensor, voiced: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [B, T, D] against `truth`; returns as `loss`."""
+        """Errors over the windows of all clips, of what latents [B, T, D] tell against the `truth`.
+
+        :returns: Mean absolute error of the log pitch of voiced windows, in nats, and the cross-entropy of voicing; float32 scalars.
+        """
         told, voicing = self(latents)
         error = masked_mean((told - pitch).abs(), voiced & real)
         return error, masked_mean(F.binary_cross_entropy_with_logits(voicing, voiced.float(), reduction="none"), real)

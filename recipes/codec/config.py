@@ -110,9 +110,9 @@ class CodecRecipeConfig(Validatable):
     """With `tokenizer`: dimensions whose codes use less than this share of their entropy on those frames have their bound set anew. What
     was a code of theirs becomes another, which the decoder has to learn; 0 leaves all as they are."""
 
-    pitch_steps: int = 0
-    """Steps of 256 frames for which the networks that pass the pitch on (`pitch_dims`) are fitted before training, on ten times
-    `calibration_frames` frames; for models whose pitch is new. 0 leaves them as they are."""
+    pitch_steps: int = 16_000
+    """Steps of 256 frames for which the networks that pass the pitch on (`pitch_dims`) are fitted before training, the only training that they
+    get. Those of a `tokenizer` stay as they are, but where `recipes.codec.grow` made them."""
 
     synthesis_start: int = 0
     """First step in which a waveform is made. Before it encoder and low-rate stages learn from the mel head alone (`mel_head_stage`
@@ -156,10 +156,8 @@ class CodecRecipeConfig(Validatable):
             result.add_error(
                 f"`gan.discriminator_start` must be at least `synthesis_start` ({self.synthesis_start}), but is {self.gan.discriminator_start} instead."
             )
-        if self.pitch_steps < 0 or (self.pitch_steps and not self.calibration_frames):
-            result.add_error(
-                f"`pitch_steps` must be at least 0, and 0 without `calibration_frames`, but is {self.pitch_steps} instead."
-            )
+        if self.pitch_steps < 0:
+            result.add_error(f"`pitch_steps` must be at least 0, but is {self.pitch_steps} instead.")
         if not 0.0 <= self.calibrate_below <= 1.0:
             result.add_error(f"`calibrate_below` must lie in 0 to 1, but is {self.calibrate_below} instead.")
         check_warmup(result, self.lr_scheduler, self.regime)

@@ -1,4 +1,4 @@
-"""Makes a larger tokenizer that begins as a trained smaller one: `python -m recipes.codec.grow SMALL OUT_DIR --arch small [--pitch-dims 23] [--seed N]`."""
+"""Makes a larger tokenizer that begins as a trained smaller one: `python -m recipes.codec.grow SMALL OUT_DIR --arch small [--seed N]`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import sys
 from recipes.outcome import write_tokenizer
 
 
-def grow_folder(small: str, out_dir: str, arch: str, pitch_dims: int, seed: int) -> str:
-    """Writes `small`, grown to the preset `arch` with so many `pitch_dims`, and returns its hash; JepaTokError where they do not fit or cannot be read or written."""
+def grow_folder(small: str, out_dir: str, arch: str, seed: int) -> str:
+    """Writes `small`, grown to the preset `arch`, and returns its hash; JepaTokError where they do not fit or cannot be read or written."""
     from jepa_tok import SpeechTokenizer
     from jepa_tok.models.grow import grow
     from jepa_tok.presets import tokenizer_config
 
     config = tokenizer_config(arch)
-    config.encoder.pitch_dims = config.generator.pitch_dims = pitch_dims
     large = grow(SpeechTokenizer.from_pretrained(small), config, seed)
     large.save_pretrained(out_dir)
     return large.hash
@@ -30,18 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("small", metavar="SMALL", help="folder of a tokenizer, or the name of a packaged one")
     parser.add_argument("out_dir", metavar="OUT_DIR", help="folder of the larger tokenizer, to be trained on")
     parser.add_argument("--arch", default="small", help="preset to grow to (default: small)")
-    parser.add_argument(
-        "--pitch-dims",
-        type=int,
-        default=0,
-        metavar="P",
-        help="last dimensions of a frame that are given over to the pitch (default: none)",
-    )
     parser.add_argument("--seed", type=int, default=0, help="of the copies' noise and the new blocks")
     args = parser.parse_args(argv)
-    return write_tokenizer(
-        args.out_dir, lambda: grow_folder(args.small, args.out_dir, args.arch, args.pitch_dims, args.seed)
-    )
+    return write_tokenizer(args.out_dir, lambda: grow_folder(args.small, args.out_dir, args.arch, args.seed))
 
 
 if __name__ == "__main__":

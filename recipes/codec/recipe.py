@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from jepa_tok import SpeechTokenizer
 from jepa_tok._fairseq2.checkpoint import ENCODER_FAMILY, RunCheckpoint, difference, find_checkpoint, part_of
-from jepa_tok._fairseq2.speech_data import SpeechDataset
+from jepa_tok._fairseq2.speech_data import SpeechDataset, Utterance
 from jepa_tok._fairseq2.speech_reader import create_readers
 from jepa_tok.errors import JepaTokError
 from jepa_tok.models.codec import Codec
@@ -24,7 +24,7 @@ from jepa_tok.models.jepa import Jepa
 from jepa_tok.training_config import JepaConfig
 from recipes.codec.config import CodecRecipeConfig, EncoderSection
 from tasks.codec.calibrate import calibrate_quantiser, fit_mel_head
-from tasks.codec.fit_pitch import fit_pitch
+from tasks.codec.fit_pitch import PITCH_SECONDS, fit_pitch
 from tasks.codec.metrics import CODEC_METRICS
 from tasks.codec.samples import SampleWriter
 from tasks.codec.unit import CodecEvalUnit, CodecTrainUnit
@@ -48,18 +48,8 @@ class CodecRecipe(Recipe):
             else:
                 load_encoder(model, config.encoder, context.asset_store)
             # Rank 0's weights are broadcast when the model is wrapped, so one rank calibrates for all.
-            if config.calibration_frames and context.gangs.root.rank == 0:
-                train, crop = context.get_dataset_as(SpeechDataset).train, config.dataset.crop_seconds
-                fresh = config.tokenizer is None
-                waves = partial(sample_waves, train, np.random.default_rng([config.common.seed, 4]), crop)
-                if config.pitch_steps:
-                    seed = config.common.seed
-                    fit_pitch(model, waves(), 10 * config.calibration_frames, config.pitch_steps, seed)
-                if fresh or config.calibrate_below:
-                    below = None if fresh else config.calibrate_below
-                    calibrate_quantiser(model.encoder, model.fsq, waves(), config.calibration_frames, below)
-                if not fresh:
-                    fit_mel_head(model, waves(), 10 * config.calibration_frames)
+            if context.gangs.root.rank == 0:
+                fit_before_training(model, config, context.get_dataset_as(SpeechDataset).train)
             model.sync_average()
         model.freeze()  # fairseq2 has just turned on all gradients
         model.train()
@@ -117,6 +107,21 @@ class CodecRecipe(Recipe):
     @override
     def config_kls(self) -> type[object]:
         return CodecRecipeConfig
+
+
+def fit_before_training(codec: Codec, config: CodecRecipeConfig, utterances: list[Utterance]) -> None:
+    """Sets what is not learnt in training to the latents and the speech of training clips: the quantiser's bound, the pitch networks, a mel head."""
+    fresh, frames, crop = config.tokenizer is None, config.calibration_frames, config.dataset.crop_seconds
+    waves = partial(sample_waves, utterances, np.random.default_rng([config.common.seed, 4]))
+    if frames and (fresh or config.calibrate_below):
+        calibrate_quantiser(codec.encoder, codec.fsq, waves(crop), frames, None if fresh else config.calibrate_below)
+    if codec.encoder.pitch is not None and (fresh or not codec.generator.hears_pitch):
+        if config.pitch_steps:  # after the quantiser: the networks are fitted to a bound of their own
+            fit_pitch(codec, waves(PITCH_SECONDS), config.pitch_steps, config.common.seed)
+        else:
+            log.warning("`pitch_steps` is 0: the last tokens of a frame tell little of the pitch.")
+    if frames and not fresh:
+        fit_mel_head(codec, waves(crop), 10 * frames)
 
 
 def load_encoder(codec: Codec, section: EncoderSection, asset_store: AssetStore) -> None:

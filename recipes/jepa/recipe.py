@@ -36,7 +36,7 @@ class JepaRecipe(Recipe):
     @override
     def setup_model(self, context: RecipeContext, model: nn.Module, newly_initialized: bool) -> nn.Module:
         assert isinstance(model, Jepa)
-        model.target_encoder.requires_grad_(False)  # fairseq2 has just turned on all gradients
+        model.freeze()  # fairseq2 has just turned on all gradients
         model.train()
         if not newly_initialized:
             return model

@@ -24,7 +24,8 @@ def calibrate_quantiser(
 ) -> None:
     """Calibrates `fsq` on up to `frames` latent frames of `waves`; a `tanh` bound has nothing to set.
 
-    With `below` only those dimensions whose codes use less than this share of their entropy.
+    With `below` only those dimensions whose codes use less than this share of their entropy, and none that tell the pitch: what was
+    fitted to them would be lost (`fit_pitch`).
 
     RecipeError where there is no clip.
     """
@@ -35,7 +36,10 @@ def calibrate_quantiser(
     if latents is None:
         raise RecipeError("the quantiser cannot be calibrated: none of the training files can be read.")
     latents = latents[:frames]  # [N, D]
-    poor = None if below is None else code_entropies(fsq.quantize(latents).cpu(), fsq.radices) < below
+    poor = None
+    if below is not None:
+        poor = code_entropies(fsq.quantize(latents).cpu(), fsq.radices) < below
+        poor[fsq.config.dim - encoder.config.pitch_dims :] = False
     fsq.calibrate(latents, poor)
     usage = code_entropies(fsq.quantize(latents).cpu(), fsq.radices)
     log.info(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.speech import SPEECH_METRICS, float_metric
 
-RECONSTRUCTION = ("l1", "stft", "mel", "mel_head", "pitch", "voicing")
+RECONSTRUCTION = ("l1", "stft", "mel", "loudness", "mel_head", "pitch", "voicing")
 """Fields of `CodecOutput` that are recorded in training and in validation."""
 
 LOSSES = ("generator_loss", "discriminator_loss", *RECONSTRUCTION, "usage", "adversarial", "feature_matching")
@@ -18,12 +18,13 @@ CODEC_METRICS = [
     float_metric("l1", "L1", 202),
     float_metric("stft", "STFT Loss", 203),
     float_metric("mel", "Mel Loss (nats)", 204),
-    float_metric("mel_head", "Mel Head (nats)", 205),
-    float_metric("pitch", "Pitch Error (nats)", 206),
-    float_metric("voicing", "Voicing (nats)", 207),
-    float_metric("usage", "Usage Penalty", 208),
-    float_metric("adversarial", "Adversarial Loss", 209),
-    float_metric("feature_matching", "Feature Matching", 210),
+    float_metric("loudness", "Loudness Loss", 205),
+    float_metric("mel_head", "Mel Head (nats)", 206),
+    float_metric("pitch", "Pitch Error (nats)", 207),
+    float_metric("voicing", "Voicing (nats)", 208),
+    float_metric("usage", "Usage Penalty", 209),
+    float_metric("adversarial", "Adversarial Loss", 210),
+    float_metric("feature_matching", "Feature Matching", 211),
     float_metric("code_usage", "Code Usage", 220, higher_better=True),
     float_metric("dead_dims", "Dead Dimensions", 221),
     float_metric("between_clip_share", "Between-Clip Share", 222, higher_better=True),

@@ -24,7 +24,7 @@ from egs.librispeech.ablations.measure import mean_of, r2_of
 from egs.librispeech.ablations.page import MARK, write_page
 from egs.librispeech.ablations.paired import compare
 from egs.librispeech.ablations.variants import GROUPS, Variant, chosen, merged, needed
-from jepa_tok.config import from_dict, to_dict
+from jepa_tok.config_dict import from_dict, to_dict
 from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.errors import ConfigError, CorpusError
 from jepa_tok.files import write_text

@@ -16,7 +16,7 @@ from fairseq2.recipe.error import RecipeError
 
 import recipes  # noqa: F401  (preloads libsndfile)
 from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
-from jepa_tok.config import to_dict
+from jepa_tok.config_dict import to_dict
 from jepa_tok.models.codec import Codec
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.presets import codec_config, jepa_config
@@ -48,6 +48,7 @@ SMALL = [
     "model.config_overrides.average_decay=0.9",
     "model.config_overrides.mel_head_stage=2",
     "synthesis_start=3",
+    "pitch_steps=20",
     "augment.gain_probability=0.5",
     "augment.speed=[0.9,1.0]",
     "dataset.batch_size=4",
@@ -224,6 +225,23 @@ def test_a_run_from_a_tokenizer_sets_poor_dimensions_and_the_mel_head(runs, corp
     written = "".join(log.read_text() for log in (tmp_path / "run").rglob("*.log"))
     found = re.search(r"Quantiser: (\d+) of 128 dimensions set on", written)
     assert found is not None and 2 <= int(found[1]) < 64 and "Mel head: fitted on" in written
+    assert "Pitch: fitted" not in written  # its ids stay
+
+
+def test_pitch_is_fitted_where_it_is_new(runs, corpus, stage1, tmp_path) -> None:
+    from jepa_tok import SpeechTokenizer
+    from jepa_tok.models.grow import grow
+
+    config = small_codec().tokenizer
+    config.encoder.pitch_dims = config.generator.pitch_dims = 0
+    grow(SpeechTokenizer.from_config(config, seed=3), small_codec().tokenizer).save_pretrained(tmp_path / "grown")
+    for name, source in {"fresh": f"encoder.path={stage1}", "grown": f"tokenizer={tmp_path / 'grown'}"}.items():
+        whole = command(
+            tmp_path / name, corpus, tmp_path, "regime.num_steps=1", "regime.validate_every_n_steps=1", source
+        )
+        runs.run([x for x in whole if not x.startswith(f"encoder.path={tmp_path}")])
+        written = "".join(log.read_text() for log in (tmp_path / name).rglob("*.log"))
+        assert "Pitch: fitted on 7 frames; on 1 others error" in written
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from jepa_tok._fairseq2.speech_reader import SpeechBatch
 from jepa_tok.models.codec import Codec
 from jepa_tok.presets import codec_config
 from tasks.augment import AugmentSection
-from tasks.codec.calibrate import fit_mel_head
+from tasks.codec.calibrate import calibrate_quantiser, fit_mel_head
 from tasks.codec.fit_pitch import fit_pitch
 from tasks.codec.samples import SampleWriter, file_name, spectrogram
 from tasks.codec.unit import CodecEvalUnit, CodecTrainUnit
@@ -121,7 +121,6 @@ def test_the_mel_head_is_fitted_to_the_generator_it_finds() -> None:
 def test_the_pitch_networks_are_fitted_to_what_is_tracked() -> None:
     torch.manual_seed(0)
     config = codec_config("tiny")
-    config.tokenizer.encoder.pitch_dims = config.tokenizer.generator.pitch_dims = 23
     codec = Codec(config)
     waves = [voice(80.0 + 8.0 * i, 28_800 + 100 * i) for i in range(20)]
     codec.fsq.bias.data.fill_(1.0)
@@ -133,7 +132,9 @@ def test_the_pitch_networks_are_fitted_to_what_is_tracked() -> None:
         return float(out.pitch), float(out.voicing)
 
     before = errors()
-    fit_pitch(codec, waves, 1_000, 100, seed=0)
+    codec.requires_grad_(True)  # as fairseq2 leaves it
+    fit_pitch(codec, waves, 100, seed=0)
+    assert all(p.grad is None for p in codec.parameters())
     after = errors()
     assert after[0] < 0.3 * before[0] and after[1] < 0.5 * before[1]
     changed = {name for name, p in codec.named_parameters() if not torch.equal(p, everything[name])}
@@ -141,12 +142,30 @@ def test_the_pitch_networks_are_fitted_to_what_is_tracked() -> None:
         "fsq.bias"
     }
     assert codec.fsq.bias[:-23].eq(1.0).all() and codec.fsq.bias[-23:].eq(0.0).all()
-    with pytest.raises(RecipeError, match=r"^the pitch networks cannot be fitted: there are not ten frames"):
-        fit_pitch(codec, waves[:1], 10, 10, seed=0)
-    with pytest.raises(
-        RecipeError, match=r"^`pitch_steps` must be 0 for a model without `pitch_dims`, but is 5 instead"
-    ):
-        fit_pitch(Codec(codec_config("tiny")), waves, 10, 5, seed=0)
+    with pytest.raises(RecipeError, match=r"^the pitch networks cannot be fitted: there are not two frames"):
+        fit_pitch(codec, [waves[0][:9_600]], 10, seed=0)
+
+
+def test_training_leaves_the_pitch_networks_alone() -> None:
+    codec = Codec(codec_config("tiny"))
+    assert all(not p.requires_grad for p in codec.encoder.pitch.parameters())  # type: ignore[union-attr]
+    assert all(not p.requires_grad for p in codec.generator.pitch.parameters())  # type: ignore[union-attr]
+    wave = voice(130.0, 28_800)[None]
+    out = codec.train()(wave, adversarial=False, disc=False)
+    out.generator_loss.backward()
+    assert out.pitch > 0 and all(p.grad is None for n, p in codec.named_parameters() if ".pitch." in n)
+
+
+def test_calibration_of_poor_dimensions_leaves_those_of_the_pitch_alone() -> None:
+    torch.manual_seed(0)
+    codec = Codec(codec_config("tiny"))
+    with torch.no_grad():
+        codec.fsq.bias[50] = codec.fsq.bias[110] = 9.0  # two dead ones
+    waves = [speech(30_000 + 500 * i, seed=i) for i in range(8)]
+    calibrate_quantiser(codec.encoder, codec.fsq, waves, 100, below=0.5)
+    assert abs(float(codec.fsq.bias[50])) < 5.0 and float(codec.fsq.bias[110]) == 9.0
+    calibrate_quantiser(codec.encoder, codec.fsq, waves, 100)
+    assert float(codec.fsq.bias[110]) != 9.0
 
 
 def test_validation_writes_chosen_clips(codec, tmp_path: Path) -> None:

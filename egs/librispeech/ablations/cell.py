@@ -43,7 +43,7 @@ from egs.librispeech.ablations.measure import as_json, measure_codec, measure_en
 from egs.librispeech.ablations.variants import Variant, merged
 from jepa_tok._fairseq2.checkpoint import CODEC_FAMILY, ENCODER_FAMILY, find_checkpoint
 from jepa_tok._fairseq2.speech_data import SpeechDatasetSection
-from jepa_tok.config import from_dict, to_dict
+from jepa_tok.config_dict import from_dict, to_dict
 from jepa_tok.files import write_text
 from jepa_tok.models.codec import Codec
 from jepa_tok.models.jepa import Jepa

@@ -1,7 +1,7 @@
 """What is compared: the micro models and the groups of variants.
 
 `micro` is `tiny` with a front at 50 Hz instead of 100 and three stages instead of five, narrow ones. It keeps the frame of 400 ms, 128 dimensions of 4
-levels, a DAAM gate a stage, masking at the input. What holds z to the sound is the anchor on log-mels, and targets are normalised over the clip: the
+levels, a DAAM gate a stage, masking at the input; no dimension is kept for the pitch, so that all of them are compared. What holds z to the sound is the anchor on log-mels, and targets are normalised over the clip: the
 mixture's posteriors, as in the presets, want more steps than there are here. A variant is what it changes of that.
 
 Two ways to a codec: on the frozen encoder of a stage 1 run, as the paper's code does, for what stage 1 is compared in; and encoder and decoder
@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 ENCODER: dict[str, Any] = {
     "front_hop": 480, "front_channels": 32, "n_mels": 64, "channels": [48, 64, 192], "strides": [2, 2, 5], "blocks": [1, 1, 1],
-    "stage_conformers": [0, 1, 0], "conformer_heads": 2, "dropout": 0.0,
+    "stage_conformers": [0, 1, 0], "conformer_heads": 2, "dropout": 0.0, "pitch_dims": 0,
 }  # fmt: skip
 GENERATOR: dict[str, Any] = {
     "head_hop": 480, "input_channels": 192, "channels": [96, 64, 64], "strides": [5, 2, 2], "blocks": [1, 1, 2], "stage_conformers": [1, 0, 0],
-    "conformer_heads": 2,
+    "conformer_heads": 2, "pitch_dims": 0,
 }  # fmt: skip
 JEPA: dict[str, Any] = {
     "encoder": ENCODER, "predictor": {"dim": 64, "heads": 2}, "anchor": {"kind": "features", "clusters": 32}, "target_norm": "clip",
