@@ -61,7 +61,7 @@ def test_card_holds_what_was_measured(shipped, tmp_path, capsys):
     tokenizer = SpeechTokenizer.from_pretrained(shipped / "small")
     report = json.loads((shipped / "out" / "results.json").read_text())
     assert (
-        f"Speech tokenizer {tokenizer.hash}: 1.6 M + 1.6 M parameters, 2.5 frames of 19 tokens a second, 640 bit/s."
+        f"Speech tokenizer {tokenizer.hash}: 1.9 M + 2.0 M parameters, 2.5 frames of 19 tokens a second, 640 bit/s."
         in card
     )
     assert "| first | 1.2 | 16 | CC BY 4.0 | A, 2015 |" in card and "5.2 hours in all." in card
