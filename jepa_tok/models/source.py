@@ -33,9 +33,6 @@ MIDDLE = math.log(150.0)
 PITCH_SCALE = 0.4
 """Log pitch of what an untrained decoder says, and its unit: about that of two thirds of voiced speech."""
 
-PITCH_PRICE = 0.1
-"""Error of log pitch, in nats (a semitone and three quarters), that counts as much as a nat of voicing."""
-
 MARGIN = 500.0
 """Hz below half the sample rate where harmonics end, so that the last one, which comes in gradually, does not fold."""
 

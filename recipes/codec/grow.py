@@ -14,8 +14,7 @@ def grow_folder(small: str, out_dir: str, arch: str, seed: int) -> str:
     from jepa_tok.models.grow import grow
     from jepa_tok.presets import tokenizer_config
 
-    config = tokenizer_config(arch)
-    large = grow(SpeechTokenizer.from_pretrained(small), config, seed)
+    large = grow(SpeechTokenizer.from_pretrained(small), tokenizer_config(arch), seed)
     large.save_pretrained(out_dir)
     return large.hash
 

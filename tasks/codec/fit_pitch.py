@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from jepa_tok.models.codec import Codec
 from jepa_tok.models.fsq import EVEN_SCALE, FSQ
-from jepa_tok.models.source import PITCH_PRICE, PitchDecoder, PitchEncoder
+from jepa_tok.models.source import PitchDecoder, PitchEncoder
 from jepa_tok.monitor import code_entropies
 from tasks.codec.calibrate import rows_of_waves
 
@@ -25,6 +25,9 @@ PITCH_SECONDS = 30.0
 
 PITCH_FRAMES = 60_000
 """At most so many frames are listened to: 6.7 hours."""
+
+PITCH_PRICE = 0.1
+"""Error of log pitch, in nats (a semitone and three quarters), that counts as much as a nat of voicing."""
 
 BATCH = 256
 """Frames of a step."""

@@ -1,8 +1,9 @@
 """What is compared: the micro models and the groups of variants.
 
 `micro` is `tiny` with a front at 50 Hz instead of 100 and three stages instead of five, narrow ones. It keeps the frame of 400 ms, 128 dimensions of 4
-levels, a DAAM gate a stage, masking at the input; no dimension is kept for the pitch, so that all of them are compared. What holds z to the sound is the anchor on log-mels, and targets are normalised over the clip: the
-mixture's posteriors, as in the presets, want more steps than there are here. A variant is what it changes of that.
+levels, a DAAM gate a stage, masking at the input; no dimension is kept for the pitch, so that all of them are compared. What holds z to the sound
+is the anchor on log-mels, and targets are normalised over the clip: the mixture's posteriors, as in the presets, want more steps than there are
+here. A variant is what it changes of that.
 
 Two ways to a codec: on the frozen encoder of a stage 1 run, as the paper's code does, for what stage 1 is compared in; and encoder and decoder
 together, from nothing (`freeze_encoder: false`), for frame rates and quantisers, where a stage 1 for each would cost twice as much.
