@@ -180,6 +180,16 @@ def test_the_source_is_drawn_at_the_tracked_pitch_in_training_and_at_the_told_on
         assert not torch.allclose(trained, evaluated, atol=0.1)
 
 
+def test_the_quantiser_keeps_what_the_pitch_networks_were_fitted_to() -> None:
+    config = dataclasses.replace(WITH_PITCH, usage_weight=1.0)
+    dims = config.tokenizer.encoder.pitch_dims
+    codec = build(config).train()
+    codec(sines()).generator_loss.backward()
+    for parameter in (codec.fsq.scale, codec.fsq.bias):
+        assert parameter is not None and parameter.grad is not None
+        assert bool((parameter.grad[:-dims] != 0).all()) and bool((parameter.grad[-dims:] == 0).all())
+
+
 @pytest.mark.parametrize("samples", [1, 39, 40, 41, 1000])
 def test_any_length_is_reconstructed_exactly(samples: int) -> None:
     out: CodecOutput = build().eval()(sines(1, samples))

@@ -149,6 +149,8 @@ class Codec(nn.Module):
         for pitch in (self.encoder.pitch, self.generator.pitch):
             if pitch is not None:
                 pitch.requires_grad_(False)
+        # The pitch networks were fitted through the quantiser: what would even out their codes would shift what is read from them.
+        self.fsq.settled_dims = self.config.tokenizer.encoder.pitch_dims
         if self.config.freeze_encoder:
             self.encoder.requires_grad_(False)
             self.fsq.requires_grad_(False)

@@ -48,6 +48,7 @@ class FSQ(nn.Module):
             )
         self.config = config
         self.radices = config.radices
+        self.settled_dims = 0  # how many of the last dimensions keep their scale and bias in training
         self.scale: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
         if config.bound == "norm":
@@ -121,7 +122,12 @@ class FSQ(nn.Module):
         """z [..., D] -> float32 [..., D] in [-1, 1], what is rounded."""
         if self.scale is None or self.bias is None:
             return torch.tanh(z.float())
-        return torch.tanh(self.normalise(z.float()) * self.scale.float() + self.bias.float())
+        return torch.tanh(self.normalise(z.float()) * self._settle(self.scale) + self._settle(self.bias))
+
+    def _settle(self, parameter: Tensor) -> Tensor:
+        """`scale` or `bias`, float32 [D], through which no gradient reaches the last `settled_dims`."""
+        learned, settled = parameter.float().tensor_split([self.config.dim - self.settled_dims])
+        return torch.cat([learned, settled.detach()])
 
     @staticmethod
     def normalise(z: Tensor) -> Tensor:
