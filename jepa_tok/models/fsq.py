@@ -126,6 +126,8 @@ class FSQ(nn.Module):
 
     def _settle(self, parameter: Tensor) -> Tensor:
         """`scale` or `bias`, float32 [D], through which no gradient reaches the last `settled_dims`."""
+        if not self.settled_dims:  # as in every tokenizer, which codes a stream frame by frame
+            return parameter.float()
         learned, settled = parameter.float().tensor_split([self.config.dim - self.settled_dims])
         return torch.cat([learned, settled.detach()])
 
