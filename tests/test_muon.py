@@ -37,11 +37,12 @@ def test_singular_values_come_near_one_and_vectors_stay(shape: tuple[int, ...]) 
     made = orthogonal(matrices)
     assert made.shape == shape
     u, s, v = torch.linalg.svd(matrices, full_matrices=False)
-    kept = u.mT @ made @ v.mT  # diagonal, were the vectors kept exactly
+    kept = u.mT @ made.float() @ v.mT  # diagonal, were the vectors kept exactly
     values = kept.diagonal(dim1=1, dim2=2)
     strong = s > 0.05 * s[:, :1]
     assert values[strong].min() > 0.5 and values.max() < 1.3
-    assert (kept - torch.diag_embed(values)).abs().max() < 1e-3
+    exact = made.dtype == torch.float32  # bf16 on CPUs that multiply in it
+    assert (kept - torch.diag_embed(values)).abs().max() < (1e-3 if exact else 3e-2)
 
 
 def test_matrices_and_the_rest_are_groups_of_their_own() -> None:

@@ -152,15 +152,16 @@ class Muon(Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Nearly U V' of each matrix U S V' of [N, R, C], in bf16 on GPUs and in float32 elsewhere."""
-    x = matrices.bfloat16() if matrices.device.type == "cuda" else matrices.float()
+    """Nearly U V' of each matrix U S V' of [N, R, C], in bf16 on GPUs and CPUs that multiply in it, in float32 elsewhere."""
+    quick = torch.cpu._is_avx512_bf16_supported() if matrices.device.type == "cpu" else matrices.device.type == "cuda"
+    x = matrices.bfloat16() if quick else matrices.float()
     wide = x.shape[1] <= x.shape[2]
     x = x if wide else x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = QUINTIC
     for _ in range(ITERATIONS):
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x if wide else x.mT
 
 
