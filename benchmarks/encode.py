@@ -11,7 +11,18 @@ from __future__ import annotations
 from benchmarks.common import run_main
 from benchmarks.speed import PEERS, main
 
-MODELS = [*PEERS, "small", "base", "paper", "paper-naive", "paper-taps", "small:bf16", "base:bf16", "paper:bf16"]
+MODELS = [
+    *PEERS,
+    "small",
+    "base",
+    "paper",
+    "paper-naive",
+    "paper-taps",
+    "paper-last",
+    "small:bf16",
+    "base:bf16",
+    "paper:bf16",
+]
 
 if __name__ == "__main__":
     run_main(lambda: main("encode", MODELS, __doc__))

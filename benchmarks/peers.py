@@ -107,17 +107,24 @@ def plain_block(self: HifiGanResBlock, x: Tensor, mask: Tensor | None = None, st
     return apply_mask(x, mask)
 
 
-def skipping_block(self: HifiGanResBlock, x: Tensor, mask: Tensor | None = None, state: Any = None) -> Tensor:
-    """`plain_block` without the taps that only see padding."""
-
-    def conv(x: Tensor, module: nn.Module) -> Tensor:
-        assert isinstance(module, TimeConv)
-        return layers.dilated_conv(x[:, :, None], module)[:, :, 0]
-
+def skipping_block(
+    self: HifiGanResBlock, x: Tensor, mask: Tensor | None = None, state: Any = None, last: bool = False
+) -> Tensor:
+    """`plain_block` without the taps that only see padding; with `last` on channels-last tensors."""
+    x = x[:, :, None]  # [B, C, 1, L]
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    real = None if mask is None else mask[:, None]
     for dilated, plain in zip(self.dilated, self.plain):
-        h = conv(apply_mask(F.leaky_relu(x, 0.1), mask), dilated)
-        x = x + conv(apply_mask(F.leaky_relu(h, 0.1), mask), plain)
-    return apply_mask(x, mask)
+        assert isinstance(dilated, TimeConv) and isinstance(plain, TimeConv)
+        h = layers.dilated_conv(apply_mask(F.leaky_relu(x, 0.1), real), dilated)
+        x = x + layers.dilated_conv(apply_mask(F.leaky_relu(h, 0.1), real), plain)
+    return apply_mask(x, real)[:, :, 0]
+
+
+def skipping_block_last(self: HifiGanResBlock, x: Tensor, mask: Tensor | None = None, state: Any = None) -> Tensor:
+    """`skipping_block`, channels last."""
+    return skipping_block(self, x, mask, state, last=True)
 
 
 def plain_factors(self: WaveFront, wave: Tensor) -> tuple[Tensor, Tensor]:
@@ -291,7 +298,7 @@ def _fill(groups: list[tuple[list[Any], Tensor]], buffer: str) -> None:
 
 PEERS: dict[str, Callable[[list[Tensor]], Codec]] = {"encodec": Encodec, "mimi": Mimi, "dac": Dac}
 
-BLOCKS: dict[str, Callable[..., Tensor]] = {"naive": plain_block, "taps": skipping_block}
+BLOCKS: dict[str, Callable[..., Tensor]] = {"naive": plain_block, "taps": skipping_block, "last": skipping_block_last}
 """Ports of `paper`, as in `paper-naive`."""
 
 

@@ -53,7 +53,7 @@ class Entry:
     def plain(self) -> str:
         """The entry that this one is compared with for what its options change."""
         name = self.spec.split(":")[0]
-        return name.removesuffix("-naive").removesuffix("-taps")
+        return name.removesuffix("-naive").removesuffix("-taps").removesuffix("-last")
 
 
 def run_rounds(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -175,7 +175,7 @@ def main(side: str, default: list[str], doc: str | None) -> int:
     """Command line of both scripts."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=default, metavar="NAME",
-                        help=f"encodec, mimi, dac, a preset, a preset's port (paper-naive, paper-taps) or a tokenizer's folder, with :bf16 "
+                        help=f"encodec, mimi, dac, a preset, a preset's port (paper-naive, paper-taps, paper-last) or a tokenizer's folder, with :bf16 "
                              f"or :compile behind it (default: {' '.join(default)})")  # fmt: skip
     parser.add_argument(
         "--audio", nargs="+", type=Path, default=[], metavar="CORPUS", help="clips' source (default: made up)"

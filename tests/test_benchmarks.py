@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import invariance, probes, speed, train_step
 from benchmarks.clips import make_clip, read_clips
-from benchmarks.peers import PEERS, Port, make_codec, plain_block
+from benchmarks.peers import BLOCKS, PEERS, Port, make_codec
 from jepa_tok import SpeechTokenizer, save_audio
 from tests.tokenizers import paper_layout
 
@@ -91,11 +91,11 @@ def test_peers_give_varied_codes_of_the_stated_shape(name: str, clips) -> None:
     assert wave.dim() == 1 and abs(len(wave) - len(clips[0])) < 24_000 / codec.frame_rate + 1000
 
 
-def test_a_port_computes_the_same_layers(clips) -> None:
+@pytest.mark.parametrize("port", BLOCKS)
+def test_a_port_computes_the_same_layers(port: str, clips) -> None:
     tokenizer = SpeechTokenizer.from_config(paper_layout())
     expected = tokenizer.latents(clips[0])
-    port = Port("naive", tokenizer, "random", plain_block)
-    with port._ported():
+    with Port(port, tokenizer, "random", BLOCKS[port])._ported():
         torch.testing.assert_close(tokenizer.latents(clips[0]), expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(tokenizer.latents(clips[0]), expected)
 
