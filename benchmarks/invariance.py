@@ -10,7 +10,7 @@ of --sizes with random partners in random order, on one thread and on two. Print
 the clip alone. In bf16 all is compared twice: with bf16 alone (invariance) and with float32 alone (precision).
 
 Lengths run from 0.05 to 35 s, most of them short as in corpora, some longer than a tokenizer's window; the same for all. Peers get
-the padding mask where their API has one (benchmarks/peers.py). Without --audio the clips are made up: it shows that the code
+the padding mask where their API has one, and adapters (docs/adapters.md), which have no batches, run clip by clip. Without --audio the clips are made up: it shows that the code
 runs and nothing else.
 """
 
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from benchmarks.clips import read_clips
 from benchmarks.common import machine, print_table, run_main, write_json
-from benchmarks.peers import PEERS, Codec, make_codec
+from benchmarks.peers import Codec, make_codec
 
 SHORT, LONG = (0.05, 4.0), (4.0, 35.0)
 """Seconds of nine clips in ten, and of the tenth."""
@@ -101,7 +101,7 @@ def measure(codec: Codec, clips: list[Tensor], args: argparse.Namespace) -> Iter
     singles = [[i] for i in range(len(clips))]
     limit = args.batch_seconds * 24_000
     reference: list[Tensor] | None = None
-    for dtype in ["fp32", "bf16"] if args.bf16 and codec.name not in PEERS else ["fp32"]:
+    for dtype in ["fp32", "bf16"] if args.bf16 and codec.casts else ["fp32"]:
         codec.to(args.device)
         if dtype == "bf16":
             codec.to(torch.bfloat16)
@@ -144,7 +144,7 @@ def main() -> int:
         "--audio", nargs="+", type=Path, default=[], metavar="CORPUS", help="recordings (default: made-up sound)"
     )
     parser.add_argument("--models", nargs="+", default=["small", "base"], metavar="NAME",
-                        help="presets with random weights, tokenizers' folders, encodec, mimi, dac (default: small base)")  # fmt: skip
+                        help="presets with random weights, tokenizers' folders, encodec, mimi, dac, adapters as `melkm` (default: small base)")  # fmt: skip
     parser.add_argument("--clips", type=int, default=500)
     parser.add_argument("--sizes", nargs="+", type=int, default=[2, 8, 32], help="of batches (default: 2 8 32)")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="(default: 1 2)")

@@ -1,4 +1,4 @@
-"""One face for our tokenizers and for neural codecs of `transformers`, so that each is measured by the same code.
+"""One face for our tokenizers, neural codecs of `transformers` and any adapter, so that each is measured by the same code.
 
     B clips   S samples   T frames   K codes of a frame
 
@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -23,6 +24,10 @@ from torch.nn import functional as F
 
 from benchmarks.flops import count
 from jepa_tok import SpeechTokenizer
+from jepa_tok.adapters import Adapter, make_adapter
+from jepa_tok.audio import resample
+from jepa_tok.errors import JepaTokError
+from jepa_tok.hub import find_pretrained
 from jepa_tok.models import layers
 from jepa_tok.models.encoder import WaveFront
 from jepa_tok.models.layers import HifiGanResBlock, TimeConv, apply_mask
@@ -40,6 +45,9 @@ class Codec(ABC):
     """Where they come from."""
 
     model: nn.Module
+
+    casts = False
+    """Whether it is measured in bf16, too."""
 
     @abstractmethod
     def encode(self, waves: list[Tensor]) -> list[Tensor]:
@@ -79,6 +87,8 @@ class Codec(ABC):
 
 class Ours(Codec):
     """A tokenizer of this package, through `encode` and `decode` of its public API."""
+
+    casts = True
 
     def __init__(self, name: str, tokenizer: SpeechTokenizer, weights: str) -> None:
         self.name, self.weights, self.model = name, weights, tokenizer
@@ -272,6 +282,33 @@ class Dac(Peer):
         return self.model.decode(audio_codes=codes).audio_values[:, None]
 
 
+class Adapted(Codec):
+    """Any tokenizer behind `jepa_tok.adapters`, for what its codes depend on: one clip after the other, since adapters have no batches."""
+
+    def __init__(self, adapter: Adapter, waves: list[Tensor]) -> None:
+        self.adapter, self.model = adapter, nn.Module()
+        self.name, self.frame_rate, self.bits_per_second = adapter.name, adapter.frame_rate, adapter.bits_per_second
+        self.codes_per_frame = len(adapter.radices)
+        adapter.fit(self._heard(wave) for wave in waves)
+        self.weights = adapter.fingerprint
+
+    def _heard(self, wave: Tensor) -> Tensor:
+        return resample(wave, 24_000, self.adapter.sample_rate)
+
+    def encode(self, waves: list[Tensor]) -> list[Tensor]:
+        """Clips [S] at 24 kHz -> codes [T, K] of each."""
+        return [torch.from_numpy(self.adapter.encode(self._heard(wave)).astype("int64")) for wave in waves]
+
+    def decode(self, codes: list[Tensor]) -> list[Tensor]:
+        """JepaTokError: adapters encode alone."""
+        raise JepaTokError(f"`{self.name}` must decode to be timed, but adapters only encode.")
+
+    def to(self, dtype: Any) -> None:
+        """A device; adapters keep their precision."""
+        if not isinstance(dtype, torch.dtype):
+            self.adapter.to(dtype)
+
+
 def _spread(last: nn.Conv1d, latents: Tensor) -> None:
     """Scales and shifts what `last` makes, latents [1, D, N], to a mean of zero and a standard deviation of one on average.
 
@@ -303,7 +340,7 @@ BLOCKS: dict[str, Callable[..., Tensor]] = {"naive": plain_block, "taps": skippi
 
 
 def make_codec(name: str, waves: list[Tensor]) -> Codec:
-    """A peer, a preset with random weights, a preset's port (`paper-naive`), or a tokenizer's folder.
+    """A peer, a preset with random weights, a preset's port (`paper-naive`), a tokenizer's folder or name, or an adapter (`melkm`).
 
     Untrained quantisers are calibrated on the clips, as stage 2 does: their levels are used evenly.
     """
@@ -315,6 +352,8 @@ def make_codec(name: str, waves: list[Tensor]) -> Codec:
     port = BLOCKS.get(block) if preset in PRESETS else None
     source = name if port is None else preset
     if source not in PRESETS:
+        if not Path(name).is_dir() and not find_pretrained(name):
+            return Adapted(make_adapter(name), waves)
         tokenizer = SpeechTokenizer.from_pretrained(name)
         return Ours(name, tokenizer, f"trained, {tokenizer.hash}")
     tokenizer = SpeechTokenizer.from_config(source)

@@ -13,12 +13,20 @@ from benchmarks import invariance, probes, speed, train_step
 from benchmarks.clips import make_clip, read_clips
 from benchmarks.peers import BLOCKS, PEERS, Port, make_codec
 from jepa_tok import SpeechTokenizer, save_audio
+from jepa_tok.errors import JepaTokError
 from tests.tokenizers import paper_layout
 
 
 @pytest.fixture(scope="module")
 def clips():
     return read_clips([], [0.9, 0.5])
+
+
+@pytest.fixture
+def threads_as_they_were():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def arguments(**given) -> argparse.Namespace:
@@ -64,17 +72,30 @@ def test_compare_counts_codes_frames_and_clips() -> None:
     assert counted["per 100,000"] == 12_500
 
 
-def test_invariance_of_tiny(clips) -> None:
-    rows = list(invariance.measure(make_codec("tiny", clips), clips, arguments()))
-    conditions = ["alone, reverse order", "batches of 2"]
-    assert [(row["dtype"], row["condition"]) for row in rows] == [
-        *(("fp32", condition) for condition in conditions),
-        ("bf16", "alone, against fp32"),
-        *(("bf16", condition) for condition in conditions),
+def test_invariance_of_tiny(clips, threads_as_they_were) -> None:
+    rows = list(invariance.measure(make_codec("tiny", clips), clips, arguments(threads=[1, 2], threaded=[2])))
+    conditions = [("alone, reverse order", 1), ("alone", 2), ("batches of 2", 1), ("batches of 2", 2)]
+    assert [(row["dtype"], row["condition"], row["threads"]) for row in rows] == [
+        *(("fp32", *condition) for condition in conditions),
+        ("bf16", "alone, against fp32", 1),
+        *(("bf16", *condition) for condition in conditions),
     ]
     assert all(row["codes"] == (3 + 2) * 128 for row in rows)
     assert all(row["differ"] == 0 for row in rows if row["condition"] == "alone, reverse order")
-    assert rows[1]["differ"] <= 1  # a last bit at a level's edge
+    assert all(row["differ"] <= 1 for row in rows[:4])  # a last bit at a level's edge
+
+
+def test_any_adapter_is_measured(clips) -> None:
+    rows = list(invariance.measure(make_codec("melkm:20,2", [*clips, make_clip(3.0, 24_000, 3)]), clips, arguments()))
+    assert [(row["dtype"], row["condition"]) for row in rows] == [
+        ("fp32", "alone, reverse order"),
+        ("fp32", "batches of 2"),
+    ]
+    assert all(row["codes"] == 18 + 10 and row["differ"] == 0 for row in rows)
+    with pytest.raises(JepaTokError, match=r"must decode .* but adapters only encode\.$"):
+        make_codec("melkm:20,2", [make_clip(3.0, 24_000, 3)]).decode([])
+    with pytest.raises(JepaTokError, match="'nobody' must be a tokenizer folder"):
+        make_codec("nobody", clips)
 
 
 @pytest.mark.parametrize("name", PEERS)

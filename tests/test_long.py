@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.clips import make_clip
-from benchmarks.long import measure_memory, measure_seams
+from benchmarks.long import measure_edit, measure_memory, measure_seams
 from jepa_tok import SpeechTokenizer, windows
 from jepa_tok.config import WindowConfig
 
@@ -54,6 +54,18 @@ def test_a_click_at_seams_is_found(tokenizer: SpeechTokenizer, wave: Tensor, mon
     measures = measure_seams(tokenizer, [wave])["measures"]
     assert measures[FLUX]["difference"] > 3 * measures[FLUX]["standard error"]
     assert measures[STEP]["difference"] > 3 * measures[STEP]["standard error"]
+
+
+def test_an_edit_is_felt_no_further_than_a_window(tokenizer: SpeechTokenizer, wave: Tensor) -> None:
+    found = measure_edit(tokenizer, [wave], 125.0)
+    assert 94.0 <= found["first changed token, s"] <= 100.4 and 100.8 <= found["last changed token, s"] <= 107.0
+    assert found["first changed sample, s"] >= 88.0 and found["last changed sample, s"] <= 113.0
+
+
+@pytest.mark.slow
+def test_small_stays_below_the_memory_it_may_take() -> None:
+    (row,) = measure_memory(["--tokenizer", "small"], [make_clip(60.0, RATE, 0)], [0.025], RATE)
+    assert row["encode peak, MiB"] < 1536 and row["decode peak, MiB"] < 1536
 
 
 @pytest.mark.slow
