@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import invariance, probes, speed, train_step
+from benchmarks import invariance, parts, probes, speed, train_step
 from benchmarks.clips import make_clip, read_clips
 from benchmarks.peers import BLOCKS, PEERS, Port, make_codec
 from jepa_tok import SpeechTokenizer, save_audio
@@ -135,6 +135,23 @@ def test_speed_table(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     else:
         assert -60 < bf16["difference, dB"] < 0
     assert {"command", "commit", "machine", "versions", "load_before"} <= found.keys()
+
+
+def test_time_and_arithmetic_by_parts(clips, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "GEMM", 64)
+    monkeypatch.setattr(parts, "GEMM", 64)
+    tokenizer = SpeechTokenizer.from_config("tiny")
+    found = parts.both_sides(tokenizer, clips, rounds=1)
+    assert found.keys() == {"encode", "decode"}
+    for side, named in (("encode", {"front", "stages.0", "conformers.0", "pitch"}), ("decode", {"stages.0", "head"})):
+        rows = {row["part"]: row for row in found[side]}
+        assert named | {"rest", "whole"} <= rows.keys()
+        whole = rows.pop("whole")
+        assert sum(row["ms"] for row in rows.values()) == pytest.approx(whole["ms"])  # one round, so medians add up
+        assert all(row["ms"] > 0 for row in rows.values())
+        counted = sum(row["GFLOP"] for row in rows.values())
+        assert 0.98 * whole["GFLOP"] < counted <= whole["GFLOP"] * (1 + 1e-9)
+    assert not tokenizer.encoder.front._forward_hooks
 
 
 def step_arguments(**changes: object) -> argparse.Namespace:
