@@ -45,6 +45,16 @@ def test_singular_values_come_near_one_and_vectors_stay(shape: tuple[int, ...]) 
     assert (kept - torch.diag_embed(values)).abs().max() < (1e-3 if exact else 3e-2)
 
 
+def test_cpus_that_do_not_multiply_in_bf16_stay_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = torch.randn(2, 32, 64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    exact = orthogonal(matrices)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    rough = orthogonal(matrices)
+    assert (exact.dtype, rough.dtype) == (torch.float32, torch.bfloat16)
+    assert (rough.float() - exact).norm() < 0.02 * exact.norm()
+
+
 def test_matrices_and_the_rest_are_groups_of_their_own() -> None:
     net = model()
     first, second, third = net[0], net[2], net[4]

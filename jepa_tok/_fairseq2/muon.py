@@ -151,10 +151,15 @@ class Muon(Optimizer):
         )
 
 
+def _multiplies_in_bf16(device: torch.device) -> bool:
+    # No public name tells it of a CPU; where torch drops this one, float32 is right, and slower.
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return device.type == "cuda" or (device.type == "cpu" and supported())
+
+
 def orthogonal(matrices: Tensor) -> Tensor:
     """Nearly U V' of each matrix U S V' of [N, R, C], in bf16 on GPUs and CPUs that multiply in it, in float32 elsewhere."""
-    quick = torch.cpu._is_avx512_bf16_supported() if matrices.device.type == "cpu" else matrices.device.type == "cuda"
-    x = matrices.bfloat16() if quick else matrices.float()
+    x = matrices.bfloat16() if _multiplies_in_bf16(matrices.device) else matrices.float()
     wide = x.shape[1] <= x.shape[2]
     x = x if wide else x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
