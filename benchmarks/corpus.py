@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import load_tokenizer, machine, print_table, run_main, run_verb, tokenizer_parser, write_json
+from benchmarks.parts import timed
 from jepa_tok import SpeechTokenizer
 from jepa_tok.corpus import CorpusRun, maker, tokenize_corpus
 from jepa_tok.corpus.manifest import read_corpus
@@ -39,25 +40,11 @@ PARTS = ("share", "heap", "growth", "list")
 def measure_share(tokenizer: SpeechTokenizer, clips: list[Utterance], threads: int) -> dict[str, Any]:
     """Wall time of tokenizing the clips, and how much of it the model takes."""
     torch.set_num_threads(threads)
-    inside, began = 0.0, 0.0
-
-    def enter(*_: object) -> None:
-        nonlocal began
-        began = time.perf_counter()
-
-    def leave(*_: object) -> None:
-        nonlocal inside
-        inside += time.perf_counter() - began
-
-    hooks = [tokenizer.encoder.register_forward_pre_hook(enter), tokenizer.encoder.register_forward_hook(leave)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, timed({"encoder": tokenizer.encoder}) as spent:
         start = time.perf_counter()
-        try:
-            summary = tokenize_corpus(clips, Path(folder, "out"), tokenizer, progress=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        summary = tokenize_corpus(clips, Path(folder, "out"), tokenizer, progress=False)
         wall = time.perf_counter() - start
+    inside = spent["encoder"]
     return {
         "threads": threads, "clips": len(clips), "hours": summary.hours, "wall, s": wall, "encoder, s": inside,
         "share": inside / wall, "x real time": summary.hours * 3600 / wall,

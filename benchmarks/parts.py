@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks.clips import read_clips
 from benchmarks.common import load_tokenizer, machine, print_table, run_main, tokenizer_parser, write_json
 from benchmarks.flops import count
-from benchmarks.speed import GEMM, gemm
+from benchmarks.speed import gemm, gemm_flops
 from jepa_tok import SpeechTokenizer
 
 
@@ -70,7 +70,7 @@ def measure(model: nn.Module, call: Callable[[], Any], rounds: int) -> list[dict
     for turn in range(rounds + 1):
         began = time.perf_counter()
         product()
-        rate = 10 * 2 * GEMM**3 / (time.perf_counter() - began)
+        rate = gemm_flops() / (time.perf_counter() - began)
         with timed(parts) as spent:
             began = time.perf_counter()
             call()

@@ -79,6 +79,11 @@ def gemm(dtype: torch.dtype) -> Callable[[], Any]:
     return call
 
 
+def gemm_flops() -> float:
+    """FLOPs of a call of `gemm`."""
+    return 10.0 * 2 * GEMM**3
+
+
 def measure(side: str, specs: list[str], args: argparse.Namespace) -> dict[str, Any]:
     """All that is printed, as plain values."""
     head = machine()
@@ -101,7 +106,7 @@ def measure(side: str, specs: list[str], args: argparse.Namespace) -> dict[str, 
             calls = {spec: partial(getattr(entries[spec].codec, side), inputs[spec][:batch]) for spec in chosen}
             rates = {f"gemm {name}": gemm(dtype) for name, dtype in DTYPES.items()}
             times = run_rounds({**calls, **rates}, args.rounds)
-            best = {n: 10 * 2 * GEMM**3 / 1e9 / statistics.median(times[f"gemm {n}"]) for n in DTYPES}
+            best = {n: gemm_flops() / 1e9 / statistics.median(times[f"gemm {n}"]) for n in DTYPES}
             part = [_row(spec, batch, threads, times, args.seconds) for spec in chosen]
             for row in part:
                 fact = next(f for f in facts if f["codec"] == row["codec"])

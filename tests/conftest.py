@@ -103,3 +103,13 @@ def clips(tmp_path):
     for name, size, rate in (("a.wav", 7000, 16_000), ("b.flac", 12_345, 24_000)):
         soundfile.write(tmp_path / name, rng.normal(0, 0.1, size), rate)
     return tmp_path / "a.wav", tmp_path / "b.flac"
+
+
+@pytest.fixture
+def threads_as_they_were():
+    """For tests that set the number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

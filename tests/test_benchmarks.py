@@ -22,13 +22,6 @@ def clips():
     return read_clips([], [0.9, 0.5])
 
 
-@pytest.fixture
-def threads_as_they_were():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def arguments(**given) -> argparse.Namespace:
     values = dict(
         audio=[], seconds=0.5, batches=[1, 2], threads=[1], rounds=1, all=True, seed=0,
@@ -139,7 +132,6 @@ def test_speed_table(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_time_and_arithmetic_by_parts(clips, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "GEMM", 64)
-    monkeypatch.setattr(parts, "GEMM", 64)
     tokenizer = SpeechTokenizer.from_config("tiny")
     found = parts.both_sides(tokenizer, clips, rounds=1)
     assert found.keys() == {"encode", "decode"}

@@ -14,7 +14,7 @@ from jepa_tok import SpeechTokenizer, windows
 from jepa_tok.config import WindowConfig
 
 RATE = 24_000
-FLUX, STEP, ERROR = "flux, dB", "largest step of samples", "log-mel error, dB"
+FLUX, STEP = "flux, dB", "largest step of samples"
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_no_seam_is_heard(tokenizer: SpeechTokenizer, wave: Tensor) -> None:
     for name, measure in found["measures"].items():
         assert measure["difference"] < 3 * measure["standard error"], name
     alike = list(found["codes alike"].values())
-    assert alike[-1] > 0.5 > 1 / 5  # five levels by chance
+    assert alike[-1] > 0.5  # a quarter by chance
 
 
 def test_a_click_at_seams_is_found(tokenizer: SpeechTokenizer, wave: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
