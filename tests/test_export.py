@@ -139,6 +139,18 @@ def test_nan_comes_back_and_json_stays_json(tmp_path):
     assert line["x"] == "NaN"
 
 
+def test_lhotse_loads_every_frame(tmp_path):
+    """Also a last frame that the clip ends early in, which a cut of the clip's duration would lose."""
+    lhotse = pytest.importorskip("lhotse")
+    lengths = [1, HOP // 10, HOP, HOP + 1, 2 * HOP + HOP // 3, 7 * HOP - 1]
+    rows = [TokenRow(f"u{n}", row(frames=-(-n // HOP), seed=n).ids, n, {"text": "a"}) for n in lengths]
+    export_tokens(make(tmp_path / "in", rows), tmp_path / "out", "shar")
+    cuts = list(lhotse.CutSet.from_shar(in_dir=str(tmp_path / "out/shar")))
+    assert [c.load_tokens().tolist() for c in cuts] == [r.ids.tolist() for r in rows]
+    assert [c.supervisions[0].duration for c in cuts] == [n / 24_000 for n in lengths]
+    assert cuts[-1].truncate(offset=0.4, duration=0.8).load_tokens().tolist() == rows[-1].ids[1:3].tolist()
+
+
 def test_wide_vocabularies(tmp_path):
     metadata = ShardMetadata("", (1000,) * 3, 3, (10**9,), 2.5, 24_000)
     rows = [TokenRow("a", torch.tensor([[10**9 - 1], [0]]), HOP + 1)]

@@ -6,6 +6,9 @@
     cuts = lhotse.CutSet.from_shar(in_dir="OUT/shar")
     next(iter(cuts)).load_tokens()   # uint16 [T, G]
 
+A cut lasts as long as its frames, up to one frame longer than the clip, which its supervision lasts: of an array, Lhotse loads the frames
+that a cut's duration rounds to, and would lose a last frame that is less than half full.
+
 The layout is that of lhotse.shar (ArrayTarWriter, LazySharIterator), which takes every file of a folder for a field: hence
 the folder of its own, with metadata.json outside. Written and read without lhotse.
 """
@@ -70,13 +73,14 @@ class Writer:
         cuts.write(json.dumps(self._cut(row), ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
     def _cut(self, row: TokenRow) -> dict[str, Any]:
-        span = {"start": 0, "duration": row.num_samples / self._metadata.sample_rate, "channel": 0}
+        frames = {"start": 0, "duration": len(row.ids) / self._metadata.frame_rate, "channel": 0}
+        speech = {**frames, "duration": row.num_samples / self._metadata.sample_rate}
         values = json_values(row.info)
         fields = {name: values.pop(name) for name in self._fields if name in values}
-        supervisions = [{"id": row.id, "recording_id": row.id, **span, **fields}] if fields else []
+        supervisions = [{"id": row.id, "recording_id": row.id, **speech, **fields}] if fields else []
         # Lhotse looks for the rate of a cut without a recording here, when it cuts, pads or mixes.
         custom = {"sampling_rate": self._metadata.sample_rate, "n_samples": row.num_samples, **values}
-        return {"id": row.id, **span, "supervisions": supervisions, "custom": custom, "type": "MonoCut"}
+        return {"id": row.id, **frames, "supervisions": supervisions, "custom": custom, "type": "MonoCut"}
 
     def _next_shard(self) -> None:
         self.close()
