@@ -1,10 +1,12 @@
 """Tokenizing corpora: where the time goes, and whether speed and memory keep as a corpus grows.
 
-    python -m benchmarks.corpus (--tokenizer FOLDER | --random-init PRESET) --audio MANIFEST [--sizes 100 10000] [--out FILE.json]
+    python -m benchmarks.corpus (--tokenizer FOLDER | --random-init PRESET) --audio CORPUS ... [--sizes 100 10000] [--out FILE.json]
 
-share   `tokenize_corpus` of the manifest's first clips in this process: the part of its wall time that is spent inside the
+--clips are the first of a corpus, or as many of each of several, in random order; with --pieces, a piece of each of a random length.
+
+share   `tokenize_corpus` of the clips in this process: the part of its wall time that is spent inside the
         encoder, for one thread and for two.
-growth  `jepa-tok tokenize` of corpora of --sizes clips, made of the manifest's clips over and over under new ids, in processes of
+growth  `jepa-tok tokenize` of corpora of --sizes clips, made of those clips over and over under new ids, in processes of
         their own: clips a second by the run's own clock, and peak resident memory. The smallest size runs before and after
         each other one, and the ratio is to the median of those runs, so that a busy machine shows in their spread.
 heap    Clips for each CPU second of this process, and its memory, after each shard of --rows-per-shard of the clips, which come
@@ -18,12 +20,14 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
+import random
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import soundfile as sf
 import torch
 
 from benchmarks.common import load_tokenizer, machine, print_table, run_main, run_verb, tokenizer_parser, write_json
@@ -33,8 +37,39 @@ from jepa_tok.corpus import CorpusRun, maker, tokenize_corpus
 from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.corpus.spool import spool_corpus
 from jepa_tok.corpus.utterance import Utterance
+from jepa_tok.errors import ConfigError
 
 PARTS = ("share", "heap", "growth", "list")
+
+
+def choose(sources: list[Path], count: int, pieces: tuple[float, float] | None, seed: int) -> list[Utterance]:
+    """`count` clips; of several sources as many of each, drawn and in random order, under ids that begin with the source's name.
+
+    :param pieces: Least and most seconds of the random piece that stands for a clip, clips over and over until there are `count`.
+    Raises ConfigError where no clip is longer than those.
+    """
+    draw = random.Random(seed)
+    clips: list[Utterance] = []
+    for source in sources:
+        rows = read_corpus(source)
+        if len(sources) > 1:
+            rows = draw.sample(rows, min(count // len(sources), len(rows)))
+        clips += [dataclasses.replace(u, id=f"{source.stem}_{u.id}") for u in rows]
+    if len(sources) > 1:
+        draw.shuffle(clips)
+    if pieces is None:
+        return clips[:count]
+    low, high = pieces
+    long = [(u, seconds) for u in clips if (seconds := sf.info(u.path).duration) > high]
+    if not long:
+        raise ConfigError(f"`--pieces` of up to {high:g} s need clips that are longer, but {sources[0]} has none.")
+    found = []
+    for i in range(count):
+        u, seconds = long[i % len(long)]
+        size = draw.uniform(low, high)
+        start = draw.uniform(0.0, seconds - size)
+        found.append(dataclasses.replace(u, id=f"{u.id}/{i}", start=start, end=start + size))
+    return found
 
 
 def measure_share(tokenizer: SpeechTokenizer, clips: list[Utterance], threads: int) -> dict[str, Any]:
@@ -61,7 +96,9 @@ def measure_growth(options: list[str], clips: list[Utterance], sizes: list[int])
             manifest, out = Path(folder, f"{number}.jsonl"), Path(folder, f"out{number}")
             with manifest.open("w") as file:
                 for i in range(size):
-                    file.write(json.dumps({"id": f"clip{i:08d}", "path": clips[i % len(clips)].path}) + "\n")
+                    u = clips[i % len(clips)]
+                    span = {"start": u.start, "end": u.end} if u.end is not None else {}
+                    file.write(json.dumps({"id": f"clip{i:08d}", "path": u.path, **span}) + "\n")
             _, peak = run_verb(["tokenize", str(manifest), str(out), *options])
             state = json.loads((out / "corpus.json").read_text())
             rows.append({"clips": size, "clips/s": state["written"] / state["seconds"], "peak, MiB": peak})
@@ -155,10 +192,12 @@ def measure_list(utterances: int) -> dict[str, Any]:
 def main() -> int:
     """Command line; see the module's docstring."""
     parser = tokenizer_parser("Where time goes in tokenizing a corpus, and what grows with it.")
-    parser.add_argument("--audio", type=Path, metavar="MANIFEST", required=True)
+    parser.add_argument("--audio", nargs="+", type=Path, metavar="CORPUS", required=True)
+    parser.add_argument("--clips", type=int, default=300, help="for the share, and to be repeated (default: 300)")
     parser.add_argument(
-        "--clips", type=int, default=300, help="of the manifest, for the share and to be repeated (default: 300)"
+        "--pieces", nargs=2, type=float, metavar=("LOW", "HIGH"), help="seconds of random pieces in place of clips"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     parser.add_argument("--sizes", nargs="+", type=int, default=[100, 10_000], help="of corpora (default: 100 10000)")
     parser.add_argument("--utterances", type=int, default=1_000_000, help="of the list (default: a million)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
@@ -169,7 +208,8 @@ def main() -> int:
 
     tokenizer, options = load_tokenizer(args)
     found: dict[str, Any] = {"machine": machine(), "tokenizer": tokenizer.config.name}
-    clips = read_corpus(args.audio)[: args.clips]
+    clips = choose(args.audio, args.clips, args.pieces, args.seed)
+    found |= {"clips": len(clips), "audio": [str(a) for a in args.audio], "pieces, s": args.pieces, "seed": args.seed}
     if "list" in args.parts:
         found["list"] = measure_list(args.utterances)
         print_table([found["list"]])

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import invariance, parts, probes, speed, train_step
+from benchmarks import corpus, invariance, parts, probes, speed, train_step
 from benchmarks.clips import make_clip, read_clips
 from benchmarks.peers import BLOCKS, PEERS, Port, make_codec
 from jepa_tok import SpeechTokenizer, save_audio
-from jepa_tok.errors import JepaTokError
+from jepa_tok.errors import ConfigError, JepaTokError
 from tests.tokenizers import paper_layout
 
 
@@ -186,9 +187,27 @@ def test_products_of_dilated_grouped_and_transposed_convolutions(conv: torch.nn.
 
 
 def test_probes_are_timed_on_a_corpus_that_has_what_they_look_for(tmp_path: Path) -> None:
-    corpus = probes.make_corpus(0.2)
-    assert sum(u.info["seconds"] for u in corpus) >= 720 and len({u.id for u in corpus}) == len(corpus)
+    rows = probes.make_corpus(0.2)
+    assert sum(u.info["seconds"] for u in rows) >= 720 and len({u.id for u in rows}) == len(rows)
     found = {row["task"]: row for row in probes.measure(1.0, "fsq", 2, ["speaker"], tmp_path)}
     assert set(found) == {"pooled once", "speaker"}
     assert found["speaker"]["metric"] == "accuracy" and found["speaker"]["value"] > 0.5  # chance: 1 in 40
     assert found["speaker"]["minutes"] == pytest.approx(found["speaker"]["cpu s"] * 6 / 60, abs=0.01)
+
+
+def test_clips_of_corpora_are_chosen_evenly_and_cut_to_pieces(tmp_path: Path) -> None:
+    sources = []
+    for name, seconds in (("a", 0.2), ("b", 1.0)):
+        rows = []
+        for i in range(8):
+            save_audio(tmp_path / f"{name}{i}.wav", make_clip(seconds, 24_000, seed=i))
+            rows.append(json.dumps({"id": str(i), "path": f"{name}{i}.wav"}))
+        sources.append(tmp_path / f"{name}.jsonl")
+        sources[-1].write_text("\n".join(rows))
+    clips = corpus.choose(sources, 6, None, 0)
+    assert sorted(u.id[0] for u in clips) == ["a"] * 3 + ["b"] * 3 and len({u.id for u in clips}) == 6
+    pieces = corpus.choose(sources, 20, (0.3, 0.6), 0)
+    assert len(pieces) == len({u.id for u in pieces}) == 20 and all("/b" in u.path for u in pieces)
+    assert all(0.3 <= (u.end or 0) - (u.start or 0) <= 0.6 and (u.end or 0) <= 1.0 for u in pieces)
+    with pytest.raises(ConfigError, match="longer"):
+        corpus.choose(sources[:1], 6, (0.3, 0.6), 0)
