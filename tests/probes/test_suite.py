@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile as sf
 
 from jepa_tok import save_audio
 from jepa_tok.errors import JepaTokError
@@ -272,3 +273,13 @@ def test_a_digest_follows_the_audio_not_the_place(tmp_path: Path) -> None:
     assert found[0].digest == found[1].digest
     sound(tmp_path / "b/tones", "s0-0.wav")
     assert found[0].digest != found[1].digest
+
+
+def test_a_digest_sees_audio_of_the_same_size(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "a", 2, 2)
+    corpus = load(str(write_suite(tmp_path / "a/s.yaml", "{asr: {column: text}}")), tmp_path / "a")
+    before, path = corpus.digest, Path(corpus.utterances[0].path)
+    wave, rate = sf.read(path)
+    size = path.stat().st_size
+    sf.write(path, 0.5 * wave, rate)
+    assert path.stat().st_size == size and corpus.digest != before
