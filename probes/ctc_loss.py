@@ -1,11 +1,11 @@
 """CTC (Graves et al., ICML 2006) for CPUs, several times as fast there as `torch.nn.functional.ctc_loss`, whose loops run one state at a time.
 
 The forward recursion of all clips of a batch is one vector operation a position, and the backward recursion is the forward one of clips
-and labels turned round, so that both run at once. Probabilities are float64 and scaled every few positions (Rabiner,
-doi:10.1109/5.18626, section V.A) instead of logarithms. Where even that underflows, which takes a head that is very sure and very wrong,
-torch does the batch.
+and labels turned round, so that both run at once. Probabilities are float64 and divided by the blank's, which spares the products of
+half of the states; they are scaled every few positions (Rabiner, doi:10.1109/5.18626, section V.A) instead of kept as logarithms. Where
+even that under- or overflows, which takes a head that is very sure and very wrong, torch does the batch.
 
-    B clips   P positions   V labels, the blank 0 first   L labels of the longest target   S = 2 L + 1 states, blanks between labels
+    B clips   P positions   V labels, the blank 0 first   L labels of the longest target   C = L + 2 cells of a label and the blank behind it
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SCALE_EVERY = 8  # positions; float64 holds eight probabilities of 1e-38 each
+LEAST = 1e-280  # share of what a position holds, below which float64 may have lost digits of it
+JOINED = 64  # positions of which both recursions are multiplied at once, few enough to stay in a core's cache
 
 
 def ctc_loss(log_probs: Tensor, targets: Sequence[Sequence[int]], lengths: Tensor) -> Tensor:
@@ -56,64 +58,92 @@ class _CTC(torch.autograd.Function):
 def _forward_backward(
     log_probs: np.ndarray, targets: Sequence[Sequence[int]], lengths: Sequence[int], *, backward: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Losses float64 [B], infinite or NaN where numbers underflow, and float32 [P, B, V]: the probability of each label at each position,
-    given the target (zeros without `backward`)."""
+    """Losses float64 [B], infinite or NaN where numbers under- or overflow, and float32 [P, B, V]: the probability of each label at each
+    position, given the target (zeros without `backward`)."""
     positions, count, size = log_probs.shape
-    rows = [(b, list(target)) for b, target in enumerate(targets)]
-    rows += [(b, own[::-1]) for b, own in rows] if backward else []
-    longest = max(len(own) for _, own in rows)
-    # A row of states begins with two cells that are always empty, so that all rows are one vector, and moving that vector by one or
-    # two cells moves each row. `places` says which probability a state emits; number V is 0, for what is no state.
-    width = 2 * longest + 3
-    places = np.full((len(rows), width), size)
-    skips = np.zeros((len(rows), width))
-    for row, (_, own) in enumerate(rows):
-        places[row, 2 : 2 * len(own) + 3] = 0
-        places[row, 3 : 2 * len(own) + 3 : 2] = own
-        skips[row, 5 : 2 * len(own) + 3 : 2] = np.diff(own) != 0
-    places += (size + 1) * np.arange(len(rows))[:, None]
-    probs = np.zeros((positions, len(rows), size + 1))
-    probs[:, :count, :size] = np.exp(log_probs)
-    for row, (b, _) in enumerate(rows[count:], count):
-        probs[: lengths[b], row] = probs[: lengths[b], b][::-1]
-        probs[lengths[b] :, row, :size] = 1.0  # past its end; what comes of it is not looked at
-    emits = probs.reshape(positions, -1).take(places.ravel(), axis=1)  # [P, rows * width]
-    arrives = np.empty_like(emits)  # probability of the prefixes that arrive in a state, its own emission not counted
-    logs = np.zeros((positions + 1, len(rows)))  # logs[p]: of all scales up to position p - 1
-    skip, now = skips.ravel(), np.zeros(len(rows) * width + 2)
-    arrives[0] = 0.0
-    arrives[0].reshape(len(rows), width)[:, 2:4] = 1.0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for p in range(positions):
-            into = arrives[p]
-            if p:
-                np.multiply(now[:-2], skip, out=into)
-                into += now[1:-1]
-                into += now[2:]
-            np.multiply(into, emits[p], out=now[2:])
-            logs[p + 1] = logs[p]
-            if p % SCALE_EVERY == SCALE_EVERY - 1:
-                reached = now[2:].reshape(len(rows), width)
-                total = reached.sum(1)
-                reached /= total[:, None]
-                logs[p + 1] += np.log(total)
-        arrives, emits = (x.reshape(positions, len(rows), width)[:, :, 2:] for x in (arrives, emits))
-        losses = np.empty(count)
+    sizes = np.array([len(own) for own in targets])
+    width = int(sizes.max()) + 2
+    # A row of cells a clip. A cell holds two states: a label, and the blank behind it. The first cell has no label, but the blank before
+    # all labels, and the last one is empty: it is the first of the row turned round. Number V is no label, with a probability of 0.
+    cells = np.full((count, width), size)
+    for row, own in zip(cells, targets):
+        row[1 : len(own) + 1] = own
+    inside = np.arange(positions)[:, None] < np.asarray(lengths)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        # All is divided by the probability of the blank, whose own is one then. Past its end a clip has no labels: what has reached the
+        # last states stays there.
+        blanks = log_probs[:, :, 0].astype(np.float64)
+        odds = np.zeros((positions, count, size + 1))
+        np.exp(log_probs - blanks[..., None], out=odds[..., :size])
+        odds *= inside[..., None]
+        heard = odds.reshape(positions, -1)
+        places = (cells + (size + 1) * np.arange(count)[:, None]).ravel()
+        skips = np.diff(cells.ravel()) != 0
+        begins = (np.arange(width) == np.zeros((count, 1))).ravel()
+        if backward:
+            # The same beside it from the last position to the first, the cells of all rows turned round.
+            heard = np.hstack([heard, heard[::-1]])
+            places = np.append(places, places[::-1] + heard.shape[1] // 2)
+            skips = np.concatenate([skips, [False], skips[::-1]])
+            begins = np.append(begins, (np.arange(width) == sizes[:, None] + 1).ravel()[::-1])
+        reached, arrives, scales = _recursion(heard, places, skips * 1.0, begins * 1.0, width, store=backward)
+        # Of all scales before a block; the last row is of all there are.
+        logs = np.vstack([np.zeros(scales.shape[1]), np.log(scales).cumsum(0)])
+        whole = reached[np.arange(count), sizes]
+        total = np.log(whole) + logs[-1, :count]
+        losses = -(total + (blanks * inside).sum(0))
+        losses[~(whole > LEAST)] = np.nan
         posteriors = np.zeros((positions, count, size), np.float32)
-        for b, target in enumerate(targets):
-            end, states = lengths[b], 2 * len(target) + 1
-            last = (arrives[end - 1, b] * emits[end - 1, b])[states - 2 : states].sum()
-            losses[b] = -(np.log(last) + logs[end - 1, b])
-            if backward:
-                reach = arrives[:end, b, :states]
-                reach *= arrives[:end, count + b, :states][::-1, ::-1]
-                reach *= emits[:end, b, :states]
-                labels = np.zeros((states, size))  # which label each state emits
-                labels[::2, 0] = 1.0
-                labels[np.arange(1, states, 2), target] = 1.0
-                found = reach @ labels
-                found /= found.sum(1, keepdims=True)
-                posteriors[:end, b] = found
-                if not np.isfinite(found).all():
-                    losses[b] = np.nan
+        if not backward:
+            return losses, posteriors
+        logs = logs[:-1].repeat(SCALE_EVERY, 0)[:positions]
+        factors = np.where(inside, np.exp(logs[:, :count] + logs[::-1, count:][:, ::-1] - total), 0.0)
+        losses[~(factors.max(0) < 1.0 / LEAST)] = np.nan
+        labels = (cells[..., None] == np.arange(size)).astype(float)  # [B, C, V]
+        ahead, behind = arrives[:, : count * width], arrives[::-1, count * width :][:, ::-1]
+        for start in range(0, positions, JOINED):
+            part = slice(start, start + JOINED)
+            both = (ahead[part] * behind[part]).reshape(-1, count, width).transpose(1, 0, 2)
+            found = np.matmul(both, labels).transpose(1, 0, 2)
+            found *= odds[part, :, :size]
+            found *= factors[part, :, None]
+            found[..., 0] = inside[part] - found.sum(2)  # what is no label's is the blank's
+            posteriors[part] = found
     return losses, posteriors
+
+
+def _recursion(
+    heard: np.ndarray, places: np.ndarray, skips: np.ndarray, begins: np.ndarray, width: int, *, store: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The forward recursion of R rows of C = `width` cells, N = R * C, as one vector.
+
+    :param heard: [P, X] odds of labels against the blank; `places` [N]: which of the X numbers of a position is that of a cell's label.
+    :param skips: [N - 1], 1 where a label may follow on that of the cell before it with no blank between, else 0.
+    :param begins: [N], the probability of a cell's blank before the first position.
+
+    Returns the probability of each cell's two states after the last position [R, C]; with `store`, that of all prefixes that arrive at a
+    cell's label, its own emission not counted [P, N]; and what rows were divided by, after each SCALE_EVERY positions [blocks, R].
+    """
+    positions, size = len(heard), len(places)
+    states = np.stack([begins, np.zeros(size)])
+    blank, label = states
+    rows = states.reshape(2, -1, width)
+    arrives = np.empty((positions if store else SCALE_EVERY, size))
+    arrives[:, 0] = 0.0
+    scales = np.empty((-(-positions // SCALE_EVERY), size // width))
+    odds = np.empty((SCALE_EVERY, size - 1))
+    # Moving the vector by one cell moves each row; the first cells of rows have no label, so that nothing gets into the next row.
+    blank_before, label_before, label_here = blank[:-1], label[:-1], label[1:]
+    for block, scale in enumerate(scales):
+        own = slice(block * SCALE_EVERY, (block + 1) * SCALE_EVERY)
+        count = len(heard[own])
+        np.take(heard[own], places[1:], axis=1, out=odds[:count], mode="clip")  # mode "raise" copies
+        for into, emits in zip(arrives[own if store else slice(count), 1:], odds):
+            np.multiply(label_before, skips, out=into)
+            into += blank_before
+            into += label_here
+            blank += label
+            np.multiply(into, emits, out=label_here)
+        rows.sum((0, 2), out=scale)
+        rows /= scale[:, None]
+    return rows.sum(0), arrives, scales

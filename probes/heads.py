@@ -23,6 +23,8 @@ Inputs are centred and scaled by constants of the training part, an affine map t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,21 +55,43 @@ class FrameMap(nn.Module):
             return F.linear(
                 self._windows((x - self.mean) * self.scale * inside), self.weight.flatten(0, 1).T, self.bias
             )
-        # One row of the matrix for each code instead of products with zeros; a row of zeros more, for what is outside.
+        # Rows of the matrix instead of products with zeros: a code's holds what it adds to its own frame and to the neighbours, and a
+        # row of zeros more is for what is outside.
         width, reach = len(self.mean), 2 * self.context + 1
-        table = F.pad((self.weight * self.scale[:, None]).flatten(0, 1), (0, 0, 0, 1))
-        own = torch.where(inside, x, -width * reach)  # stays below 0, whatever block it is moved to
-        blocks = width * torch.arange(reach, device=x.device)[:, None]
-        rows = (self._windows(own, -width * reach).unflatten(-1, (reach, -1)) + blocks).flatten(2)
-        rows = torch.where(rows < 0, width * reach, rows)
-        y = F.embedding_bag(rows.flatten(0, 1), table, mode="sum").unflatten(0, x.shape[:2])
+        table = (self.weight * self.scale[:, None]).transpose(0, 1).flatten(1)  # [F, reach * outputs]
+        table = F.pad(table, (0, 0, 0, 1))
+        codes = F.pad(torch.where(inside, x, width), (0, 0, self.context, self.context), value=width)
+        rows = F.embedding_bag(codes.flatten(0, 1), table, mode="sum").view(*codes.shape[:2], reach, -1)
         mean = torch.einsum("f,kfo->ko", self.mean * self.scale, self.weight)
-        return y - self._windows(inside.to(y.dtype)) @ mean + self.bias
+        return _SumOverNeighbours.apply(rows) - self._windows(inside.to(rows.dtype)) @ mean + self.bias
 
-    def _windows(self, x: Tensor, outside: float = 0) -> Tensor:
+    def _windows(self, x: Tensor) -> Tensor:
         """[B, T, X] -> [B, T, (2 context + 1) X]: frames t - context to t + context side by side."""
-        padded = F.pad(x, (0, 0, self.context, self.context), value=outside)
+        padded = F.pad(x, (0, 0, self.context, self.context))
         return torch.cat([padded[:, i : i + x.shape[1]] for i in range(2 * self.context + 1)], dim=-1)
+
+
+class _SumOverNeighbours(torch.autograd.Function):
+    """[B, T + K - 1, K, X] -> [B, T, X]: y[:, t] is the sum over k of x[:, t + k, k]. Autograd by slices would make a tensor of the input's
+    size for each k."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        return _diagonals(x).sum(2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        found = gradients[0].new_zeros(ctx.shape)
+        _diagonals(found).copy_(gradients[0][:, :, None])
+        return found
+
+
+def _diagonals(x: Tensor) -> Tensor:
+    """View [B, T, K, X] of a contiguous [B, T + K - 1, K, X]: element (t, k) is (t + k, k) there."""
+    batch, frames, reach, size = x.shape
+    own, frame, block, one = x.stride()
+    return x.as_strided((batch, frames - reach + 1, reach, size), (own, frame, frame + block, one))
 
 
 class SlotHead(nn.Module):

@@ -86,3 +86,39 @@ def test_where_numbers_underflow_torch_does_it() -> None:
     losses, _ = module._forward_backward(log_probs.numpy(), targets, [900], backward=True)
     assert not np.isfinite(losses).all()
     assert torch.equal(ctc_loss(log_probs, targets, lengths), _torch(log_probs, targets, lengths))
+
+
+@pytest.mark.parametrize("labels", range(8, 15))
+def test_where_digits_may_be_lost_torch_does_it(labels: int) -> None:
+    """Labels that a head rules out, up to those whose probability float64 can't hold any more."""
+    logits = torch.zeros(300, 2, 3)
+    logits[..., 0] = 60.0
+    case = logits, [([1, 2] * 7)[:labels], [2]], torch.tensor([300, 290])
+    found, true = _both(case)
+    assert torch.allclose(found[0], true[0], rtol=1e-5)
+    assert torch.allclose(found[1], true[1], atol=1e-4)
+    log_probs = logits.log_softmax(-1).numpy()
+    for backward in (True, False):
+        losses, _ = module._forward_backward(log_probs, case[1], [300, 290], backward=backward)
+        assert np.isfinite(losses).all() == (labels < 12)
+
+
+def test_where_odds_overflow_torch_does_it() -> None:
+    """A head that rules the blank out at many positions in a row."""
+    logits, targets, lengths = _case([60, 45], [20, 7])
+    logits[..., 0] -= 95.0
+    losses, _ = module._forward_backward(logits.log_softmax(-1).numpy(), targets, lengths.tolist(), backward=True)
+    assert not np.isfinite(losses).any()
+    found, true = _both((logits, targets, lengths))
+    assert torch.allclose(found[0], true[0], rtol=1e-5)
+    assert torch.allclose(found[1], true[1], atol=1e-4)
+
+
+def test_no_gradient_past_the_end_of_a_clip() -> None:
+    logits, targets, lengths = _case([83, 20, 7], [11, 5, 2])
+    log_probs = logits.log_softmax(-1).requires_grad_()
+    ctc_loss(log_probs, targets, lengths).sum().backward()
+    assert log_probs.grad is not None
+    for b, n in enumerate(lengths):
+        assert not log_probs.grad[n:, b].any()
+        assert torch.allclose(log_probs.grad[:n, b].sum(-1), -torch.ones(int(n)), atol=1e-5)

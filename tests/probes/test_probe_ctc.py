@@ -133,9 +133,12 @@ def test_nats_are_of_all_paths_to_the_labels() -> None:
     assert ctc.nats([even, even], [[1], [1, 2]]) == pytest.approx([np.log(3), np.log(9)])
 
 
-@pytest.mark.parametrize("kind", ["linear", "bilstm"])
-def test_rows_of_a_table_stand_for_products_with_one_hot_codes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large codebooks are read by index: the same logits and the same gradients, at the ends of clips too."""
+@pytest.mark.parametrize(("kind", "context"), [("linear", 0), ("linear", 2), ("linear", 6), ("bilstm", 2)])
+def test_rows_of_a_table_stand_for_products_with_one_hot_codes(
+    kind: str, context: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large codebooks are read by index: the same logits and the same gradients, at the ends of clips too, and in clips that are shorter
+    than what the head sees."""
     clips = _clips([2, 5, 3])
     mean, scale = ctc.moments(clips, range(3))
     x, lengths = clips.batch(range(3))
@@ -149,7 +152,7 @@ def test_rows_of_a_table_stand_for_products_with_one_hot_codes(kind: str, monkey
     )
     found = []
     for inputs in (x, columns):
-        head = make_head(kind, mean, scale, slots=3, labels=5, context=2, seed=0).eval()
+        head = make_head(kind, mean, scale, slots=3, labels=5, context=context, seed=0).eval()
         y = head(inputs, lengths)
         (y[:, 1] * torch.randn(y[:, 1].shape, generator=torch.Generator().manual_seed(1))).sum().backward()
         found.append([y, *(p.grad for p in head.parameters())])
