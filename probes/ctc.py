@@ -127,7 +127,7 @@ def train(
     those after a pass.
 
     `size` is V. There are `epochs` passes, or fewer where they would make more than MOST_UPDATES updates, and at least one. The
-    order of the batches and the first weights come from `seed`. Biases start from `label_shares` and do not decay: a head that must
+    order of the batches, the first weights and (on the CPU) dropout come from `seed`. Biases start from `label_shares` and do not decay: a head that must
     find, and hold against the decay, that most positions are blank learns little else.
     """
     rows = [int(i) for i in train_rows if clips.fits(int(i))]
@@ -145,22 +145,24 @@ def train(
     batches = clips.batches(rows, min(max(share, LEAST_SECONDS), MOST_SECONDS))
     epochs = min(epochs, max(1, MOST_UPDATES // len(batches)))
     rng = np.random.default_rng([seed, 6])
-    best, state = evaluate(head, clips, checks, device), copy.deepcopy(head.state_dict())
-    step, steps = 0, epochs * len(batches)
-    for _ in range(epochs):
-        head.train()
-        for k in rng.permutation(len(batches)):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * 0.5 * (1.0 + math.cos(math.pi * step / steps))
-            loss = loss_of(head, clips, batches[k], device) / len(batches[k])
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(head.parameters(), 5.0)
-            optimizer.step()
-            step += 1
-        value = evaluate(head, clips, checks, device)
-        if value < best:
-            best, state = value, copy.deepcopy(head.state_dict())
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # of dropout
+        best, state = evaluate(head, clips, checks, device), copy.deepcopy(head.state_dict())
+        step, steps = 0, epochs * len(batches)
+        for _ in range(epochs):
+            head.train()
+            for k in rng.permutation(len(batches)):
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+                loss = loss_of(head, clips, batches[k], device) / len(batches[k])
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(head.parameters(), 5.0)
+                optimizer.step()
+                step += 1
+            value = evaluate(head, clips, checks, device)
+            if value < best:
+                best, state = value, copy.deepcopy(head.state_dict())
     head.load_state_dict(state)
     return head, best
 

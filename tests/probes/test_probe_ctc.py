@@ -127,6 +127,18 @@ def test_a_head_starts_from_what_transcripts_and_lengths_tell(kind: str) -> None
     assert ctc.train(*parts, lr=0.5, decay=0.0, **options)[1] <= ctc.train(*parts, lr=0.0, decay=0.0, **options)[1]
 
 
+@pytest.mark.parametrize("kind", ["linear", "bilstm"])
+def test_training_goes_by_its_seed_whatever_ran_before(kind: str) -> None:
+    """Dropout, too."""
+    clips, losses = _clips([4] * 20), []
+    options = {"kind": kind, "size": 5, "context": 1, "epochs": 2, "lr": 0.01, "decay": 0.01, "device": "cpu"}
+    for seed in (0, 0, 1):
+        torch.rand(7)
+        head, _ = ctc.train(clips, range(20), range(20), seed=seed, **options)
+        losses.append(ctc.evaluate(head, clips, range(20), "cpu"))
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_nats_are_of_all_paths_to_the_labels() -> None:
     """Two positions of three labels, each as likely as the others: of 9 paths three spell `a`, one `ab`."""
     even = torch.full((2, 3), -np.log(3.0), dtype=torch.float32)
