@@ -31,7 +31,7 @@ def last_row(run: Path, name: str) -> dict[str, Any] | None:
     """The last line of a run's metrics (a resumed run repeats steps; the last is the one that counts)."""
     files = sorted(run.glob(f"metrics/**/{name}*.jsonl"))
     lines = [line for file in files for line in file.read_text().splitlines() if line.strip()]
-    return max((json.loads(line) for line in lines), key=lambda row: row["Step"], default=None)
+    return max((json.loads(line) for line in reversed(lines)), key=lambda row: row["Step"], default=None)
 
 
 def resynthesis(exp: Path, limit: int = 40) -> dict[str, dict[str, dict[str, float]]]:

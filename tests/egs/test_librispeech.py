@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from egs.librispeech.prepare import prepare
+from egs.librispeech.results import last_row, metrics_table
 from jepa_tok import SpeechTokenizer
 from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.errors import CorpusError
@@ -69,6 +70,15 @@ def test_a_wrong_folder_ends_in_one_line(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1 and "trans.txt" in result.stderr
+
+
+def test_the_last_row_is_the_one_that_a_resumed_run_wrote(tmp_path: Path) -> None:
+    (tmp_path / "metrics").mkdir()
+    rows = [{"Step": 10, "L1": 3.0}, {"Step": 20, "L1": 2.0}, {"Step": 20, "L1": 1.0, "Mel Loss (nats)": 0.5}]
+    (tmp_path / "metrics" / "valid.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = last_row(tmp_path, "valid")
+    assert found == rows[-1] and last_row(tmp_path, "train") is None
+    assert metrics_table(found)[2:] == ["| Step | 20 |", "| L1 | 1 |", "| Mel Loss (nats) | 0.5 |"]
 
 
 def test_a_trained_tokenizer_takes_the_place_of_training(librispeech: Path, tmp_path: Path) -> None:
