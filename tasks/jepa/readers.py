@@ -28,7 +28,7 @@ PENALTIES = np.logspace(-1, 5, 13)
 def random_encoder(config: EncoderConfig, seed: int, device: torch.device) -> Encoder:
     """An encoder as initialised, the same for the same seed: what any training has to be better than."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reseeds the GPUs too
         return Encoder(config).requires_grad_(False).eval().to(device)
 
 

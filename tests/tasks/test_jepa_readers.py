@@ -42,6 +42,13 @@ def test_speaker_is_read_from_clips_that_the_reader_has_not_seen() -> None:
     assert speaker_accuracy(z, ["one"] * 20) is None and speaker_accuracy(z, [None] * 20) is None
 
 
+def test_an_untrained_encoder_leaves_the_gpus_generators_alone(monkeypatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    random_encoder(TINY, 5, torch.device("cpu"))
+    assert seeded == []
+
+
 def add_clips(readers: QuickReaders) -> None:
     generator = torch.Generator().manual_seed(1)
     sizes = [48_000, 30_000, 45_000, 9_000]
