@@ -69,7 +69,8 @@ def continue_prompts(
 ) -> Continuations:
     """Continues prompts [B, P, G] by up to F frames, with noise [B, F, 1 + G * K]: the end's, then the digits'.
 
-    A key-value cache makes each token one step of the decoder. Within the first `min_frames` no clip can end.
+    A key-value cache makes each token one step of the decoder. Within the first `min_frames` no clip can end; behind them one ends with
+    the model's own probability at any temperature but 0, at which it ends where that is the likelier.
     """
     batch, length, groups = prompts.shape
     frames, digits = noise.size(1), model.layout.num_digits
@@ -89,9 +90,9 @@ def continue_prompts(
     for frame in range(frames + 1):
         if frame >= min_frames:
             logit = model.end_logits(h)
-            # At the limit nothing is drawn: whether the clip would have ended stays open.
-            ends = (noise[:, frame, 0] < logit.sigmoid()) if frame < frames else torch.zeros_like(ended)
-            if frame < frames:
+            ends = torch.zeros_like(ended)
+            if frame < frames:  # at the limit nothing is drawn: whether the clip would have ended stays open
+                ends = logit > 0.0 if filter_.temperature == 0.0 else noise[:, frame, 0] < logit.sigmoid()
                 nats += torch.where(ended, 0.0, torch.nn.functional.softplus(torch.where(ends, -logit, logit)))
             ended |= ends
         if frame == frames or bool(ended.all()):

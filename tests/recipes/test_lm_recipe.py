@@ -181,6 +181,21 @@ def test_temperature_zero_takes_the_likeliest_and_min_frames_holds():
     assert torch.equal(greedy[0].ids, greedy[1].ids)
 
 
+def test_at_temperature_zero_the_end_is_not_drawn():
+    model = random_lm()
+    prompts = torch.stack([counting_clip(i, 3) for i in range(4)])
+
+    def lengths(bias: float, seed: int) -> list[int]:
+        model.end.bias.data.fill_(bias)
+        noise = noise_for(seed, list("abcd"), frames=30)
+        return continue_prompts(model, prompts, noise, LogitFilter(temperature=0.0), 1).lengths.tolist()
+
+    with torch.no_grad():
+        model.end.weight.zero_()
+    assert [lengths(-0.1, seed) for seed in range(6)] == [[30] * 4] * 6
+    assert [lengths(0.1, seed) for seed in range(6)] == [[1] * 4] * 6
+
+
 # Recipe, in this process ----------------------------------------------------------------------------------------------
 
 

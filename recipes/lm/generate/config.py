@@ -54,7 +54,7 @@ class SamplingSection(Validatable):
     """Continuations of each prompt."""
 
     temperature: float = 0.9
-    """0 takes the likeliest."""
+    """Of tokens; the end is drawn with the model's own probability. 0 takes the likeliest of both."""
 
     top_k: int = 0
     """Candidates kept; 0 keeps all."""
