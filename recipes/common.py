@@ -6,7 +6,7 @@ import logging
 import sys
 
 from fairseq2.recipe.base import Recipe
-from fairseq2.recipe.config import CommonSection, LRSchedulerSection, RegimeSection
+from fairseq2.recipe.config import CommonSection, GangSection, LRSchedulerSection, RegimeSection
 from fairseq2.recipe.error import RecipeConfigParseError, RecipeError
 from fairseq2.utils.structured import StructureError
 from fairseq2.utils.validation import ValidationResult
@@ -61,6 +61,14 @@ def run_main(recipe: Recipe) -> None:
 def default_common() -> CommonSection:
     """OUT itself is the run: a changed setting must not silently start another run beside the one to resume."""
     return CommonSection(no_sweep_dir=True)
+
+
+def patient_gang() -> GangSection:
+    """Processes wait for each other for two hours, where fairseq2's wait for 15 minutes: while rank 0 prepares a run, the others do.
+
+    Not longer, since so much later a process that hangs is noticed.
+    """
+    return GangSection(timeout=2 * 60)
 
 
 def constant_lr() -> LRSchedulerSection:

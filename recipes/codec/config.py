@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from jepa_tok._fairseq2.checkpoint import CODEC_FAMILY
 from jepa_tok._fairseq2.speech_data import SpeechDatasetSection
-from recipes.common import check_warmup, constant_lr, default_common, default_regime
+from recipes.common import check_warmup, constant_lr, default_common, default_regime, patient_gang
 from tasks.augment import AugmentSection
 
 DISCRIMINATOR = r"(module\.)?discriminator\."
@@ -122,7 +122,8 @@ class CodecRecipeConfig(Validatable):
 
     samples: SamplesSection = field(default_factory=SamplesSection)
 
-    gang: GangSection = field(default_factory=GangSection)
+    # Rank 0 calibrates and fits before training, on up to 6.7 hours of audio.
+    gang: GangSection = field(default_factory=patient_gang)
 
     trainer: TrainerSection = field(default_factory=TrainerSection)
 

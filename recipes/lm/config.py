@@ -19,7 +19,7 @@ from fairseq2.recipe.config import (
 
 from jepa_tok._fairseq2.lm import LM_FAMILY
 from jepa_tok._fairseq2.token_data import TOKENS_FAMILY
-from recipes.common import default_common
+from recipes.common import default_common, patient_gang
 
 
 @dataclass(kw_only=True)
@@ -49,7 +49,8 @@ class LMRecipeConfig:
 
     dataset: LMDatasetSection = field(default_factory=LMDatasetSection)
 
-    gang: GangSection = field(default_factory=GangSection)
+    # Rank 0 counts the baselines over all shards.
+    gang: GangSection = field(default_factory=patient_gang)
 
     trainer: TrainerSection = field(default_factory=lambda: TrainerSection(max_grad_norm=1.0))
 

@@ -275,6 +275,7 @@ def test_defaults_are_the_papers_run() -> None:
     for name in ("discriminator.periods.0.weight", "module.discriminator.scales.0.bias"):
         assert re.match(str(adamw.groups[0].params), name)
     assert not re.match(str(adamw.groups[0].params), "generator.discriminator.weight")
+    assert config.gang.timeout == 120  # rank 0 fits alone
     assert not config.validate().has_error()
 
 

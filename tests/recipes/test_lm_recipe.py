@@ -196,6 +196,10 @@ def test_at_temperature_zero_the_end_is_not_drawn():
     assert [lengths(0.1, seed) for seed in range(6)] == [[1] * 4] * 6
 
 
+def test_processes_wait_while_baselines_are_counted():
+    assert LMRecipeConfig().gang.timeout == 120
+
+
 # Recipe, in this process ----------------------------------------------------------------------------------------------
 
 
