@@ -172,6 +172,12 @@ def test_unreadable_validation_file_is_left_out(corpus) -> None:
     assert [batch.ids for step in steps for batch in step] == [["u10"]]
 
 
+def test_ids_are_those_of_the_ranks_own_clips_in_the_corpus_order(corpus) -> None:
+    ranks = [reader(corpus, training=False, rank=rank, ranks=2) for rank in range(2)]
+    assert [rank.ids for rank in ranks] == [[batch.ids[0] for step in rank for batch in step] for rank in ranks]
+    assert sorted(ranks[0].ids + ranks[1].ids) == ["u10", "u11"] == reader(corpus, training=False).ids
+
+
 def test_all_files_unreadable_fails_in_one_line(corpus) -> None:
     for i in range(12):
         (corpus.parent / f"{i}.wav").write_bytes(b"not audio")

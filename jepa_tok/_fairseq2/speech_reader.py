@@ -256,8 +256,9 @@ class SpeechReader(DataReader[SpeechBatch]):
 
     @property
     def ids(self) -> list[str]:
-        """Ids of the clips that are read."""
-        return [u.id for u in self._clips.utterances]
+        """Ids of the clips that this rank reads in the current epoch, in the order of the corpus."""
+        own = {index for step in self._plan for batch in step for index in batch}
+        return [self._clips.utterances[index].id for index in sorted(own)]
 
     @property
     def speakers(self) -> dict[str, str]:

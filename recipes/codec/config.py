@@ -81,7 +81,7 @@ class SamplesSection:
     """Validation clips that are written as audio."""
 
     num_clips: int = 4
-    """How many, spread evenly over the validation clips; 0 writes none."""
+    """How many, spread evenly over the validation clips of rank 0, which alone writes to TensorBoard; 0 writes none."""
 
 
 @dataclass(kw_only=True)

@@ -85,9 +85,10 @@ class CodecRecipe(Recipe):
         context.get_optimizer().register_step_post_hook(train_unit.finite)
         if valid_reader is None:
             return context.create_trainer(train_unit, train_reader)
-        ids = valid_reader.ids
+        # An event file has one writer, so all samples are of clips that rank 0 validates.
+        ids = valid_reader.ids if context.gangs.root.rank == 0 else []
         picks = np.linspace(0, len(ids) - 1, min(config.samples.num_clips, len(ids))).round().astype(int)
-        recorded = config.common.metric_recorders.tensorboard.enabled and context.gangs.root.rank == 0
+        recorded = config.common.metric_recorders.tensorboard.enabled
         samples = SampleWriter(
             context.output_dir / "samples",
             context.output_dir / "tb" / "samples" if recorded else None,

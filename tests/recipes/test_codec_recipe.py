@@ -159,7 +159,8 @@ def test_run_exports_as_tokenizer(uninterrupted, tmp_path) -> None:
 @pytest.mark.slow
 def test_two_processes_equal_one(runs, corpus, stage1, uninterrupted, tmp_path) -> None:
     out = tmp_path / "ddp"
-    runs.run(command(out, corpus, stage1, "regime.num_steps=12"), ranks=2)
+    runs.run(command(out, corpus, stage1, "regime.num_steps=12", "dataset.valid_batch_size=1"), ranks=2)
+    assert len(list((out / "tb" / "samples").glob("events*"))) == 1  # the clip is one of rank 0's, which has the writer
     whole, parts = runs.curve(uninterrupted), runs.curve(out)
     assert len(parts) == 12
     # Clips are of one length, so the mean over two ranks is the mean over the batch. Later steps drift: a code flips, and from
