@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Collection
 
 from fairseq2.recipe.base import Recipe
 from fairseq2.recipe.config import CommonSection, GangSection, LRSchedulerSection, RegimeSection
@@ -29,7 +30,7 @@ class OneLineErrors(logging.Filter):
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """False for torcheval's remark on each metric whose sum is 0, which many are until the discriminators come in."""
+    """False for torcheval's remark on each mean that is 0, as that of dead dimensions should be."""
     return not str(record.msg).startswith("No calls to update() have been made")
 
 
@@ -85,6 +86,14 @@ def default_regime(num_steps: int) -> RegimeSection:
         keep_last_n_checkpoints=2,
         publish_metrics_every_n_steps=100,
     )
+
+
+def check_score(regime: RegimeSection, absent: Collection[str]) -> None:
+    """RecipeError where the score is one of the losses that no validation has; fairseq2 would end the run at the first one."""
+    if regime.score_metric in absent:
+        raise RecipeError(
+            f"`regime.score_metric` must be a metric that the model is validated by, but '{regime.score_metric}' is not computed with this configuration."
+        )
 
 
 def check_warmup(result: ValidationResult, lr_scheduler: LRSchedulerSection, regime: RegimeSection) -> None:

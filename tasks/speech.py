@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from fairseq2.metrics import MetricBag, Sum
+from fairseq2.metrics import Mean, MetricBag, Sum
 from fairseq2.metrics.formatters import format_as_float, format_as_int
 from fairseq2.metrics.recorders import MetricDescriptor
 from fairseq2.recipe.error import RecipeError
@@ -17,6 +17,7 @@ from fairseq2.runtime.dependency import DependencyContainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from jepa_tok._fairseq2.speech_reader import SpeechBatch
 from jepa_tok.audio import SAMPLE_RATE
@@ -54,6 +55,22 @@ def update_speech_metrics(bag: MetricBag, batch: SpeechBatch) -> None:
     bag.get("audio_seconds", Sum).update(batch.seconds)
     bag.get("total_audio_seconds", Sum).update(batch.seconds)
     bag.get("total_unreadable", Sum).update(batch.unreadable)
+
+
+class OptionalMean(Mean):
+    """A mean that is None where nothing was added to it, or all that was had weight 0: fairseq2's would be 0.0, which of a loss is the best value."""
+
+    weights: Tensor
+
+    @override
+    def compute(self) -> Tensor | None:  # type: ignore[override]
+        return super().compute() if self.weights else None
+
+
+def drop_absent(values: MutableMapping[str, object]) -> None:
+    """Takes out the metrics that have no value (`OptionalMean`): they are not logged at all."""
+    for name in [name for name, value in values.items() if value is None]:
+        del values[name]
 
 
 class FiniteCheck:

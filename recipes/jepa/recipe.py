@@ -19,9 +19,10 @@ from jepa_tok.models.anchor import MelPosteriors
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.monitor import stage_amplitudes
+from recipes.common import check_score
 from recipes.jepa.config import JepaRecipeConfig
 from tasks.jepa.anchor import fit_anchor
-from tasks.jepa.metrics import JEPA_METRICS
+from tasks.jepa.metrics import JEPA_METRICS, TERMS, computed_terms, validation_loss
 from tasks.jepa.unit import JepaEvalUnit, JepaTrainUnit
 from tasks.speech import register_metrics, sample_waves
 
@@ -85,6 +86,8 @@ class JepaRecipe(Recipe):
         context.get_optimizer().register_step_post_hook(train_unit.finite)
         if valid_reader is None:
             return context.create_trainer(train_unit, train_reader)
+        sums = {"jepa_loss", "unanchored_loss"} - {validation_loss(base.config)}
+        check_score(config.regime, sums | set(TERMS) - set(computed_terms(base.config)))
         monitor = config.monitor
         eval_unit = JepaEvalUnit(
             base,

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from jepa_tok.training_config import JepaConfig
 from tasks.speech import SPEECH_METRICS, float_metric
 
-LOSSES = ("jepa_loss", "prediction_loss", "anchor_loss", "variance_loss", "covariance_loss")
+TERMS = ("prediction_loss", "anchor_loss", "variance_loss", "covariance_loss")
+"""Fields of `JepaOutput` whose weighted sum is the loss."""
+
+
+def computed_terms(config: JepaConfig) -> list[str]:
+    """Those of `TERMS` that a model computes; the others are 0 in its output, which says nothing."""
+    regularised = config.is_regularised
+    on = {"anchor_loss": config.anchor.is_on, "variance_loss": regularised, "covariance_loss": regularised}
+    return [name for name in TERMS if on.get(name, True)]
+
+
+def validation_loss(config: JepaConfig) -> str:
+    """Name of the weighted sum in validation. The anchor is left out of it, since its weight falls: sums with it would not compare over steps."""
+    return "unanchored_loss" if config.anchor.is_on else "jepa_loss"
+
 
 COLLAPSE = ("std_mean", "std_min", "effective_rank", "between_clip_share", "code_usage", "dead_dims")
 
@@ -20,6 +35,7 @@ READERS = (
 
 JEPA_METRICS = [
     float_metric("jepa_loss", "Loss", 100),
+    float_metric("unanchored_loss", "Loss without Anchor", 100),
     float_metric("prediction_loss", "Prediction Loss", 101),
     float_metric("anchor_loss", "Anchor Loss", 102),
     float_metric("anchor_weight", "Anchor Weight", 103),

@@ -6,6 +6,7 @@ B clips   S samples   T frames   D latent dimensions
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, MutableMapping
 
 import torch
@@ -25,12 +26,19 @@ from jepa_tok.models.fsq import FSQ
 from jepa_tok.models.jepa import Jepa, JepaOutput
 from jepa_tok.models.layers import sequence_mask
 from jepa_tok.monitor import collapse_stats
-from jepa_tok.training_config import JepaConfig
 from tasks.augment import AugmentSection, augment
 from tasks.jepa.anchor import cosine
-from tasks.jepa.metrics import COLLAPSE, LOSSES, READERS
+from tasks.jepa.metrics import COLLAPSE, READERS, TERMS, computed_terms, validation_loss
 from tasks.jepa.readers import QuickReaders
-from tasks.speech import FiniteCheck, add_speech_metrics, seeded_generator, to_device, update_speech_metrics
+from tasks.speech import (
+    FiniteCheck,
+    OptionalMean,
+    add_speech_metrics,
+    drop_absent,
+    seeded_generator,
+    to_device,
+    update_speech_metrics,
+)
 
 MAX_MONITORED_FRAMES = 20_000
 """Frames a rank keeps for the collapse monitor in one validation."""
@@ -46,17 +54,14 @@ def sample_batch_mask(model: Jepa, batch: SpeechBatch, *seed: int) -> Tensor:
     return to_device(mask, batch.wave.device)
 
 
-def _update_losses(bag: MetricBag, output: JepaOutput) -> None:
-    for name in LOSSES:
-        bag.get(name, Mean).update(getattr(output, "loss" if name == "jepa_loss" else name).detach())
-
-
-def _drop_unused(values: MutableMapping[str, object], config: JepaConfig) -> None:
-    """Takes out the losses that are always 0."""
-    if not config.anchor.is_on:
-        values.pop("anchor_loss", None)
-    if not config.is_regularised:
-        values.pop("variance_loss", None), values.pop("covariance_loss", None)
+def fixed_batch_mask(model: Jepa, batch: SpeechBatch) -> Tensor:
+    """Mask [B, T] of a batch that for each clip follows from its id alone, whatever shares the batch and whichever rank has it."""
+    hop = model.config.encoder.hop
+    mask = torch.zeros(len(batch.ids), -(-batch.wave.shape[1] // hop), dtype=torch.bool)
+    for row, id, size in zip(mask, batch.ids, batch.sizes):
+        frames = -(-size // hop)
+        row[:frames] = model.sample_mask(torch.tensor([frames]), seeded_generator((0, zlib.crc32(id.encode()))))[0]
+    return to_device(mask, batch.wave.device)
 
 
 class JepaTrainUnit(TrainUnit[SpeechBatch]):
@@ -91,8 +96,8 @@ class JepaTrainUnit(TrainUnit[SpeechBatch]):
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
-        for name in LOSSES:
-            metric_bag.add(name, Mean())
+        for name in ("jepa_loss", *TERMS):
+            metric_bag.add(name, OptionalMean())
         add_speech_metrics(metric_bag)
 
     @override
@@ -118,13 +123,15 @@ class JepaTrainUnit(TrainUnit[SpeechBatch]):
         mask = sample_batch_mask(self._base, batch, *seed)
         output: JepaOutput = self._model(batch.wave, batch.lengths, mask, self.anchor_weight, batch.clean)
         self.finite.watch(output.loss, self._step, batch)
-        _update_losses(metric_bag, output)
+        metric_bag.get("jepa_loss", Mean).update(output.loss.detach())
+        for name in computed_terms(self._base.config):
+            metric_bag.get(name, Mean).update(getattr(output, name).detach())
         update_speech_metrics(metric_bag, batch)
         return output.loss, None
 
     @override
     def process_metric_values(self, values: MutableMapping[str, object]) -> None:
-        _drop_unused(values, self._base.config)
+        drop_absent(values)
         if self._base.anchor is not None:
             values["anchor_weight"] = self.anchor_weight
         if self._decay_end is not None:
@@ -133,6 +140,10 @@ class JepaTrainUnit(TrainUnit[SpeechBatch]):
 
 class JepaEvalUnit(EvalUnit[SpeechBatch]):
     """Losses on fixed masks, R2 of the prediction, and the collapse monitor.
+
+    Each loss is the mean over all that it is a mean over in a batch, so that batch size and ranks change nothing but rounding. Not so the
+    variance and covariance terms, which are statistics of a batch, nor collapse monitor and readers, which each rank has of its own clips:
+    they are averaged by frames.
 
     :param base: The bare module: ranks may have different numbers of batches, so no collective call is made.
     :param bound: How z is quantised for the code usage entries, as in `QuantizerConfig.bound`.
@@ -162,18 +173,16 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
         self._radices = quantizer.radices
         self._min_share, self._min_rank, self._stop = min_share, min_rank, stop
         self._step = 0
-        self._batch_nr = 0
         self._clips: list[Tensor] = []
         self._frames = 0
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
-        for name in (*LOSSES, *COLLAPSE, *READERS):
-            metric_bag.add(name, Mean())
-        counts = [f"{name}_count" for name in READERS]
-        for name in ("squared_error", "squared_deviation", "num_examples", "compared", *counts):
+        for name in (*TERMS, *COLLAPSE, *READERS):
+            metric_bag.add(name, OptionalMean())
+        for name in ("squared_error", "squared_deviation", "num_examples"):
             metric_bag.add(name, Sum())
-        self._clips, self._frames, self._batch_nr, self._posterior = [], 0, 0, None
+        self._clips, self._frames, self._posterior = [], 0, None
 
     @override
     def set_train_step_nr(self, step_nr: int) -> None:
@@ -181,12 +190,15 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
 
     @override
     def process_batch(self, batch: SpeechBatch, metric_bag: MetricBag) -> None:
-        mask = sample_batch_mask(self._base, batch, 0, self._batch_nr)
-        self._batch_nr += 1
-        output: JepaOutput = self._base(batch.wave, batch.lengths, mask, 0.0)
-        _update_losses(metric_bag, output)
-        metric_bag.get("num_examples", Sum).update(len(batch.ids))
+        mask = fixed_batch_mask(self._base, batch)
+        output: JepaOutput = self._base(batch.wave, batch.lengths, mask)
         valid = sequence_mask(output.frame_lengths, mask.shape[1])
+        weights = {"prediction_loss": mask.sum(), "variance_loss": valid.sum(), "covariance_loss": valid.sum()}
+        if self._base.anchor is not None:
+            weights["anchor_loss"] = (-(-batch.lengths // self._base.anchor.sub_hop)).sum()
+        for name in computed_terms(self._base.config):
+            metric_bag.get(name, Mean).update(getattr(output, name), weight=weights[name])
+        metric_bag.get("num_examples", Sum).update(len(batch.ids))
         error, deviation = output.prediction_errors(mask)
         metric_bag.get("squared_error", Sum).update(error.sum())
         metric_bag.get("squared_deviation", Sum).update(deviation.sum())
@@ -214,30 +226,32 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
         self._clips = []
         with torch.autocast("cpu", enabled=False):
             stats = collapse_stats(latents, lengths, self._fsq.quantize(latents), self._radices)
-        for name, value in stats.items():
-            if math.isfinite(value):
-                metric_bag.get(name, Mean).update(value)
-        metric_bag.get("compared", Sum).update(float(math.isfinite(stats["between_clip_share"])))
-        found = self._readers.read()
+        found = stats | self._readers.read()
         if self._posterior is not None:
             p = self._posterior / self._posterior.sum()
             found["cluster_entropy"] = float(-torch.xlogy(p, p).sum()) / math.log(max(len(p), 2))
         for name, value in found.items():
-            metric_bag.get(name, Mean).update(value)
-            metric_bag.get(f"{name}_count", Sum).update(1)
+            if math.isfinite(value):  # between the frames of a single clip there is no share, which is no collapse
+                metric_bag.get(name, Mean).update(value, weight=int(lengths.sum()))
 
     @override
     def process_metric_values(self, values: MutableMapping[str, object]) -> None:
         error, deviation = (float(values.pop(n)) for n in ("squared_error", "squared_deviation"))  # type: ignore[arg-type]
-        if not float(values.pop("compared")):  # type: ignore[arg-type]
-            values.pop("between_clip_share")  # of a single clip there is none, which is no collapse
-        for name in READERS:
-            if not float(values.pop(f"{name}_count")):  # type: ignore[arg-type]
-                values.pop(name)
+        drop_absent(values)
         if deviation > 0.0:  # something was masked
             values["prediction_r2"] = 1.0 - error / deviation
-        _drop_unused(values, self._base.config)
+            values[validation_loss(self._base.config)] = self._weighted_sum(values)
         self.check_collapse(values)
+
+    def _weighted_sum(self, values: Mapping[str, object]) -> float:
+        """The loss that `values` make, without the anchor's."""
+        config = self._base.config
+        weights = {
+            "prediction_loss": config.prediction_weight,
+            "variance_loss": config.variance_weight,
+            "covariance_loss": config.covariance_weight,
+        }
+        return math.fsum(weight * float(values.get(name, 0.0)) for name, weight in weights.items())  # type: ignore[arg-type]
 
     def check_collapse(self, values: MutableMapping[str, object]) -> None:
         """Tells, or ends the run, where z no longer depends on the sound."""
