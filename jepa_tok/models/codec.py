@@ -65,6 +65,9 @@ class CodecOutput:
     pitch: Tensor
     """Mean absolute error of log pitch where the original is voiced, nats; exactly 0 without `pitch_dims`."""
 
+    voiced_windows: Tensor
+    """Windows of 10 ms, over all clips, that `pitch` is the mean of; 0 where nothing is voiced, and so is `pitch`."""
+
     voicing: Tensor
     """Cross-entropy of whether the original is voiced, nats; exactly 0 without `pitch_dims`."""
 
@@ -223,7 +226,7 @@ class Codec(nn.Module):
         c = self.config
         zero = at.x.new_zeros((), dtype=torch.float32)
         losses = dict.fromkeys(("l1", "stft", "mel", "loudness", "adversarial", "feature_matching"), zero)
-        g_loss = d_loss = usage = mel_head = pitch = voicing = zero
+        g_loss = d_loss = usage = mel_head = pitch = voicing = voiced_windows = zero
         fake: Tensor | None = None
         pitch_decoder = self.part("generator").pitch
         truth = pitch_decoder.truth(wave, lengths) if isinstance(pitch_decoder, PitchDecoder) else None
@@ -244,6 +247,7 @@ class Codec(nn.Module):
         if isinstance(pitch_decoder, PitchDecoder) and truth is not None:
             with torch.no_grad():
                 pitch, voicing = pitch_decoder.errors(at.quantised, *truth)
+                voiced_windows = (truth[1] & truth[2]).sum().float()
         if c.usage_weight:
             usage = self._usage(encoded)
             g_loss = g_loss + c.usage_weight * usage
@@ -252,6 +256,7 @@ class Codec(nn.Module):
             discriminator_loss=d_loss,
             mel_head=mel_head,
             pitch=pitch,
+            voiced_windows=voiced_windows,
             voicing=voicing,
             usage=usage,
             reconstruction=fake,

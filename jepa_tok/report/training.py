@@ -96,7 +96,7 @@ def stage2(run: RunDir) -> str:
                 Series("feature matching", curve(train, r"feature.matching.*"), 3),
             ],
             zero=True,
-            note="The generator's terms are zero until the discriminators have warmed up.",
+            note="The generator's terms begin when the discriminators have warmed up.",
         ),
         chart(
             "Code usage",

@@ -23,9 +23,10 @@ from jepa_tok.models.codec import Codec
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.training_config import JepaConfig
 from recipes.codec.config import CodecRecipeConfig, EncoderSection
+from recipes.common import check_score
 from tasks.codec.calibrate import calibrate_quantiser, fit_mel_head
 from tasks.codec.fit_pitch import PITCH_SECONDS, fit_pitch
-from tasks.codec.metrics import CODEC_METRICS
+from tasks.codec.metrics import CODEC_METRICS, LOSSES, computed_losses
 from tasks.codec.samples import SampleWriter
 from tasks.codec.unit import CodecEvalUnit, CodecTrainUnit
 from tasks.speech import register_metrics, sample_waves
@@ -75,6 +76,7 @@ class CodecRecipe(Recipe):
         context.get_optimizer().register_step_post_hook(lambda *_: base.update_average())
         train_unit = CodecTrainUnit(
             context.get_data_parallel_model(),
+            base.config,
             seed=config.common.seed,
             rank=context.gangs.dp.rank,
             augment=config.augment,
@@ -85,6 +87,8 @@ class CodecRecipe(Recipe):
         context.get_optimizer().register_step_post_hook(train_unit.finite)
         if valid_reader is None:
             return context.create_trainer(train_unit, train_reader)
+        score = config.regime.score_metric
+        check_score(config.regime, set(LOSSES) - set(computed_losses(base.config, training=False, synthesis=True)))
         # An event file has one writer, so all samples are of clips that rank 0 validates.
         ids = valid_reader.ids if context.gangs.root.rank == 0 else []
         picks = np.linspace(0, len(ids) - 1, min(config.samples.num_clips, len(ids))).round().astype(int)
@@ -94,9 +98,8 @@ class CodecRecipe(Recipe):
             context.output_dir / "tb" / "samples" if recorded else None,
             {ids[i] for i in picks},
         )
-        return context.create_trainer(
-            train_unit, train_reader, [CodecEvalUnit(base, samples, config.synthesis_start)], [valid_reader]
-        )
+        valid_unit = CodecEvalUnit(base, samples, config.synthesis_start, score)
+        return context.create_trainer(train_unit, train_reader, [valid_unit], [valid_reader])
 
     @override
     def has_static_autograd_graph(self, context: RecipeContext) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jepa_tok.training_config import CodecConfig
 from tasks.speech import SPEECH_METRICS, float_metric
 
 RECONSTRUCTION = ("l1", "stft", "mel", "loudness", "mel_head", "pitch", "voicing")
@@ -9,6 +10,29 @@ RECONSTRUCTION = ("l1", "stft", "mel", "loudness", "mel_head", "pitch", "voicing
 
 LOSSES = ("generator_loss", "discriminator_loss", *RECONSTRUCTION, "usage", "adversarial", "feature_matching")
 """Fields of `CodecOutput` that are recorded in training."""
+
+
+def computed_losses(
+    config: CodecConfig, *, training: bool, synthesis: bool, disc: bool = False, adversarial: bool = False
+) -> list[str]:
+    """Those of `LOSSES` that `Codec` computes when it is called so; the others are 0 in its output, which says nothing."""
+    pitch = config.tokenizer.generator.pitch_dims > 0
+    on = {
+        "generator_loss": training,
+        "discriminator_loss": synthesis and disc,
+        "l1": synthesis,
+        "stft": synthesis and (config.stft_weight > 0.0 or not training),
+        "mel": synthesis and config.mel_weight > 0.0,
+        "loudness": synthesis and config.loudness_weight > 0.0,
+        "mel_head": config.mel_head_stage > 0,
+        "pitch": pitch,
+        "voicing": pitch,
+        "usage": config.usage_weight > 0.0,
+        "adversarial": synthesis and adversarial,
+        "feature_matching": synthesis and adversarial,
+    }
+    return [name for name in LOSSES if on[name]]
+
 
 CODES = ("code_usage", "dead_dims", "between_clip_share", "effective_rank")
 

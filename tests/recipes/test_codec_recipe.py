@@ -131,8 +131,8 @@ def test_killed_run_resumes_to_the_same_losses(runs, corpus, stage1, uninterrupt
         whole, resumed = runs.curve(uninterrupted, kind), runs.curve(out, kind)
         assert len(whole) == steps and resumed == whole
     losses = runs.curve(uninterrupted)
-    assert [losses[s]["Discriminator Loss"] > 0 for s in (4, 5)] == [False, True]
-    assert [losses[s]["Adversarial Loss"] > 0 for s in (8, 9)] == [False, True]
+    assert ["Discriminator Loss" in losses[s] for s in (4, 5)] == [False, True]
+    assert ["Adversarial Loss" in losses[s] for s in (8, 9)] == [False, True]
     assert len(list((uninterrupted / "samples" / "step_24").glob("*.wav"))) == 1
     assert list((uninterrupted / "tb" / "samples").glob("events*"))
 
@@ -165,11 +165,25 @@ def test_two_processes_equal_one(runs, corpus, stage1, uninterrupted, tmp_path) 
     assert len(parts) == 12
     # Clips are of one length, so the mean over two ranks is the mean over the batch. Later steps drift: a code flips, and from
     # step 9 on the discriminators answer what it changed, by an amount that depends on the CPU.
-    for name in ("L1", "STFT Loss", "Gradient Norm"):
+    for name in ("Mel Head (nats)", "Gradient Norm"):  # the waveform comes in at step 3
         assert parts[1][name] == pytest.approx(whole[1][name], rel=1e-4), name
     for step in range(2, 9):
-        for name in ("L1", "STFT Loss", "Discriminator Loss"):
+        for name in {"L1", "STFT Loss", "Discriminator Loss"} & whole[step].keys():
             assert parts[step][name] == pytest.approx(whole[step][name], rel=5e-2, abs=1e-6), (step, name)
+
+
+@pytest.mark.slow
+def test_before_the_waveform_no_checkpoint_is_the_best(runs, corpus, stage1, tmp_path) -> None:
+    options = ["regime.num_steps=4", "regime.validate_every_n_steps=2", "regime.checkpoint_every_n_steps=2"]
+    options += ["regime.score_metric=l1", "regime.keep_best_n_checkpoints=1", "regime.keep_last_n_checkpoints=1"]
+    written = runs.run(command(tmp_path / "run", corpus, stage1, *options))
+    assert re.search(r"Score - Metric: L1 \| Last: inf \(step 2\)", written)
+    assert re.search(r"Score - Metric: L1 \| Last: 0\.\d+ \(step 4\) \| Best: 0\.\d+ \(step 4\)", written)
+    assert "Loudness Loss" not in runs.curve(tmp_path / "run", "valid")[4]
+    options = ["regime.score_metric=loudness", "regime.num_steps=2"]
+    assert runs.forks.run(*command(tmp_path / "refused", corpus, stage1, *options)) != 0
+    last = runs.forks.log.read_text().strip().splitlines()[-1]
+    assert "`regime.score_metric` must be a metric that the model is validated by, but 'loudness' is not" in last
 
 
 @pytest.mark.slow

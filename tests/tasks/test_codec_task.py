@@ -18,6 +18,7 @@ from jepa_tok.presets import codec_config
 from tasks.augment import AugmentSection
 from tasks.codec.calibrate import calibrate_quantiser, fit_mel_head
 from tasks.codec.fit_pitch import fit_pitch
+from tasks.codec.metrics import LOSSES, computed_losses
 from tasks.codec.samples import SampleWriter, file_name, spectrogram
 from tasks.codec.unit import CodecEvalUnit, CodecTrainUnit
 from tests.tokenizers import speech, voice
@@ -41,10 +42,29 @@ def make_batch() -> SpeechBatch:
     return SpeechBatch(wave, torch.tensor(sizes), ["a/b 1", "c"], 0, sizes)
 
 
+def computed(unit: CodecTrainUnit | CodecEvalUnit, bag: MetricBag) -> dict[str, float]:
+    """What the unit would have fairseq2 log."""
+    values = {name: metric.compute() for name, metric in bag.metrics.items()}
+    unit.process_metric_values(values)
+    return {name: float(value) for name, value in values.items()}
+
+
+def validate(unit: CodecEvalUnit, batches: list[SpeechBatch]) -> dict[str, float]:
+    bag = MetricBag(torch.device("cpu"))
+    unit.prepare_metric_bag(bag)
+    with torch.inference_mode():
+        for batch in batches:
+            unit.process_batch(batch, bag)
+        unit.finalize(bag)
+    return computed(unit, bag)
+
+
 def test_discriminators_and_adversarial_terms_come_in_at_their_steps(codec) -> None:
     codec.train()
     augment = AugmentSection(gain_probability=1.0)
-    unit = CodecTrainUnit(codec, seed=1, rank=0, augment=augment, discriminator_start=3, adversarial_start=5)
+    unit = CodecTrainUnit(
+        codec, codec.config, seed=1, rank=0, augment=augment, discriminator_start=3, adversarial_start=5
+    )
     bag = MetricBag(torch.device("cpu"))
     unit.prepare_metric_bag(bag)
     seen = {}
@@ -55,9 +75,10 @@ def test_discriminators_and_adversarial_terms_come_in_at_their_steps(codec) -> N
         unit.set_step_nr(step)
         loss, _ = unit.process_batch(make_batch(), bag)
         loss.backward()
-        values = {n: float(bag.metrics[n].compute()) for n in ("discriminator_loss", "adversarial", "feature_matching")}
+        values = computed(unit, bag)
         trained = any(p.grad is not None for p in codec.discriminator.parameters())
-        seen[step] = (trained, *(v > 0.0 for v in values.values()))
+        seen[step] = (trained, *(n in values for n in ("discriminator_loss", "adversarial", "feature_matching")))
+        assert all(value > 0.0 for n, value in values.items() if n in LOSSES and n != "pitch")
     assert seen == {
         2: (False, False, False, False),
         3: (True, True, False, False),
@@ -73,6 +94,7 @@ def test_the_waveform_comes_in_at_its_step(tmp_path: Path) -> None:
     codec = Codec(config)
     train = CodecTrainUnit(
         codec,
+        config,
         seed=1,
         rank=0,
         augment=AugmentSection(),
@@ -91,10 +113,53 @@ def test_the_waveform_comes_in_at_its_step(tmp_path: Path) -> None:
         valid.set_train_step_nr(step)
         with torch.inference_mode():
             valid.process_batch(make_batch(), valid_bag)
-        for metrics in (bag.metrics, valid_bag.metrics):
-            assert float(metrics["mel_head"].compute()) > 0.0
-            assert (float(metrics["l1"].compute()) > 0.0) == (step == 3)
+        late = {"l1", "stft"} if step == 3 else set()
+        assert set(LOSSES) & computed(train, bag).keys() == {"generator_loss", "mel_head", "pitch", "voicing", *late}
+        assert set(LOSSES) & computed(valid, valid_bag).keys() == {"mel_head", "pitch", "voicing", *late}
     assert [p.name for p in sorted((tmp_path / "samples").iterdir())] == ["original", "step_3"]
+
+
+def test_what_is_said_to_be_computed_is(tmp_path: Path) -> None:
+    config = codec_config("tiny")
+    config.discriminator.width = 0.0625
+    config.stft_weight, config.loudness_weight, config.usage_weight, config.mel_head_stage = 0.0, 1.0, 1.0, 2
+    config.freeze_encoder = False
+    for training, synthesis, disc in ((True, True, True), (True, False, False), (False, True, False)):
+        codec = Codec(config).train(training)
+        called = {"synthesis": synthesis, "disc": disc, "adversarial": disc}
+        with torch.no_grad():
+            output = codec(voice(130.0, 28_800)[None], **called)
+        found = {name for name in LOSSES if float(getattr(output, name)) != 0.0}
+        assert found - {"generator_loss"} == set(computed_losses(config, training=training, **called)) - {
+            "generator_loss"
+        }
+
+
+def test_a_loss_that_is_not_computed_is_no_best_score(codec, tmp_path: Path) -> None:
+    unit = CodecEvalUnit(codec, SampleWriter(tmp_path / "samples", None, set()), synthesis_start=9, score="l1")
+    values = validate(unit, [make_batch()])
+    assert values["l1"] == math.inf and "stft" not in values and "mel" not in values
+    unit.set_train_step_nr(9)
+    assert 0.0 < validate(unit, [make_batch()])["l1"] < math.inf
+
+
+def test_validation_is_the_mean_over_samples_and_voiced_windows(codec, tmp_path: Path) -> None:
+    codec.eval()
+    unit = CodecEvalUnit(codec, SampleWriter(tmp_path / "samples", None, set()))
+    clips = [voice(130.0, 28_800), speech(9_600, seed=1), torch.zeros(19_200)]  # voiced, hoarse, silent
+
+    def batch_of(*waves: torch.Tensor) -> SpeechBatch:
+        sizes = [len(wave) for wave in waves]
+        padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+        return SpeechBatch(padded, torch.tensor(sizes), [str(size) for size in sizes], 0, sizes)
+
+    together = validate(unit, [batch_of(*clips)])
+    for apart in ([batch_of(clips[0]), batch_of(*clips[1:])], [batch_of(clip) for clip in clips]):
+        values = validate(unit, apart)
+        for name in ("l1", "pitch", "voicing"):
+            assert values[name] == pytest.approx(together[name], rel=1e-4), name
+    silent = validate(unit, [batch_of(clips[2])])
+    assert "pitch" not in silent and silent["voicing"] > 0.0
 
 
 def test_the_mel_head_is_fitted_to_the_generator_it_finds() -> None:
@@ -181,7 +246,7 @@ def test_validation_writes_chosen_clips(codec, tmp_path: Path) -> None:
     for folder in ("original", "step_7"):
         assert soundfile.info(tmp_path / "samples" / folder / "a_b_1.wav").frames == 24_000
     assert list((tmp_path / "tb").glob("events*"))
-    values = {name: float(metric.compute()) for name, metric in bag.metrics.items()}
+    values = computed(unit, bag)
     assert values["l1"] > 0.0 and values["stft"] > 0.0 and 0.0 <= values["code_usage"] <= 1.0
 
 
