@@ -1,4 +1,4 @@
-"""`optimizer.name: muon`: momentum made orthogonal for weight matrices, AdamW for all else.
+"""`optimizer.name: muon`: momentum made orthogonal for weights of linear layers, AdamW for all else.
 
 Muon (K. Jordan, 2024; with decoupled decay and the step's size matched to AdamW's in arXiv 2502.16982, section 2.2). torch.optim.Muon
 takes matrices alone and multiplies in bf16 whatever the device, which CPUs without bf16 take hundreds of times as long for.
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from fairseq2.nn import ColumnShardedLinear, Linear, RowShardedLinear
 from fairseq2.recipe.component import register_component
 from fairseq2.recipe.config import Default, ParameterGroupConfig, default
 from fairseq2.recipe.error import RecipeError
@@ -65,13 +66,16 @@ class MuonConfig:
 class Muon(Optimizer):
     """Both halves as one optimizer, so that one schedule and one checkpoint hold them.
 
-    Each group given becomes up to two: its matrices (weights of linear layers), and all else. 1x1 convolutions stay with AdamW:
-    here they are projections at the ends and heads, which Muon's even steps serve badly.
+    Each group given becomes up to two: its matrices, and all else.
 
     :param params: Parameters, or groups of them as torch's optimizers take them.
+    :param matrices: Which of them get orthogonal steps, [R, C] each; see `linear_weights`.
     """
 
-    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], config: MuonConfig) -> None:
+    def __init__(
+        self, params: Iterable[Tensor] | Iterable[dict[str, Any]], config: MuonConfig, matrices: Iterable[Tensor]
+    ) -> None:
+        own = set(matrices)
         groups = list(params)
         if groups and isinstance(groups[0], Tensor):
             groups = [{"params": groups}]
@@ -80,11 +84,11 @@ class Muon(Optimizer):
             assert isinstance(group, dict)
             weights = list(group["params"])
             lr = group.get("lr", config.lr)
-            for matrices in (True, False):
-                chosen = [p for p in weights if (p.ndim == 2 and min(p.shape) >= LEAST_SIDE) == matrices]
+            for wanted in (True, False):
+                chosen = [p for p in weights if (p in own) == wanted]
                 if chosen:
-                    rate = lr * config.matrix_lr_scale if matrices else lr
-                    parts.append({**group, "params": chosen, "lr": rate, "matrices": matrices})
+                    rate = lr * config.matrix_lr_scale if wanted else lr
+                    parts.append({**group, "params": chosen, "lr": rate, "matrices": wanted})
         defaults = {
             "lr": config.lr,
             "momentum": config.momentum,
@@ -151,6 +155,18 @@ class Muon(Optimizer):
         )
 
 
+def linear_weights(model: nn.Module) -> list[Tensor]:
+    """Weights [R, C] of the linear layers of `model`, R and C at least LEAST_SIDE.
+
+    The layer's type decides and not the shape: biases, embeddings and heads that hold a row for each slot or id are of two
+    dimensions too, and an orthogonal step would move rare rows as far as common ones. 1x1 convolutions stay with AdamW: here
+    they are projections at the ends and heads, which Muon's even steps serve badly.
+    """
+    kinds = (nn.Linear, Linear, ColumnShardedLinear, RowShardedLinear)
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, kinds)]
+    return [w for w in weights if min(w.shape) >= LEAST_SIDE]
+
+
 def _multiplies_in_bf16(device: torch.device) -> bool:
     # No public name tells it of a CPU; where torch drops this one, float32 is right, and slower.
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
@@ -179,6 +195,6 @@ def register_muon(container: DependencyContainer) -> None:
             raise RecipeError(
                 "`optimizer.name` must be 'adamw' with sharded parameters (fsdp), but is 'muon' instead: it needs whole matrices."
             )
-        return Muon(prepare_parameter_groups(model, config.groups), config)  # type: ignore[arg-type]
+        return Muon(prepare_parameter_groups(model, config.groups), config, linear_weights(model))  # type: ignore[arg-type]
 
     register_component(container, Optimizer, "muon", config_kls=MuonConfig, factory=create)
