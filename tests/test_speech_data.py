@@ -65,19 +65,23 @@ def same(a: list, b: list) -> bool:
     batch=st.integers(1, 6),
     ranks=st.sampled_from([1, 2, 3]),
     accumulate=st.sampled_from([1, 2]),
-    limit=st.sampled_from([None, 40.0]),
+    limit=st.sampled_from([None, 15.0, 40.0]),
     epoch=st.integers(1, 3),
 )
 def test_epoch_uses_each_clip_at_most_once(count, batch, ranks, accumulate, limit, epoch) -> None:
     shards = ranks * accumulate
     size = batch * shards
+    limit = None if limit is None else limit * shards
     seconds = np.random.default_rng(count).uniform(0.1, 15.0, count).tolist()
     steps = plan_epoch(seconds, seed=3, epoch=epoch, batch_size=size, shards=shards, max_seconds=limit)
     clips = [clip for step in steps for clip in step]
     assert len(clips) == len(set(clips))
+    unit = size if limit is None else shards
+    assert len(clips) == count - count % unit  # what is left is less than a step
     if limit is None:
-        assert len(clips) == count - count % size  # what is left is less than a step
         assert all(len(step) == size for step in steps)
+    else:
+        assert all(len(step) * max(seconds[i] for i in step) <= limit for step in steps)
     assert all(len(step) % shards == 0 and len(step) <= size for step in steps)
     for step in steps:
         dealt = [batch for rank in range(ranks) for batch in shard(step, rank, ranks, accumulate)]
@@ -91,6 +95,15 @@ def test_padded_audio_stays_within_the_budget() -> None:
     steps = plan_epoch(seconds, seed=1, epoch=1, batch_size=64, max_seconds=60.0)
     assert all(len(step) * max(seconds[i] for i in step) <= 60.0 for step in steps)
     assert sum(map(len, steps)) == 300
+
+
+@pytest.mark.parametrize("limit", [None, 120.0, 240.0])
+def test_few_clips_are_left_out_and_others_in_each_epoch(limit) -> None:
+    seconds = np.random.default_rng(0).uniform(2.0, 15.0, 2_003).tolist()
+    options = {"seed": 1, "batch_size": 64, "shards": 8, "max_seconds": limit}
+    left = [set(range(2_003)) - {i for s in plan_epoch(seconds, epoch=e, **options) for i in s} for e in (1, 2)]
+    count = 2_003 % 64 if limit is None else 3
+    assert [len(clips) for clips in left] == [count, count] and len(left[0] & left[1]) <= count // 4
 
 
 def test_epochs_differ_and_lengths_are_alike_within_a_step() -> None:
@@ -151,12 +164,32 @@ def test_batches_are_cropped_padded_and_silent_past_the_end(corpus) -> None:
             assert not row[size:].any() and row[:size].any()
 
 
-def test_another_corpus_restarts_the_epoch(corpus) -> None:
-    first = reader(corpus)
+def test_a_run_resumes_on_other_processes_where_steps_are_the_same(corpus) -> None:
+    first = reader(corpus, ranks=2)
+    whole = take(reader(corpus), 5)
+    take(first, 3)
+    parts = [reader(corpus, rank=r, ranks=2, accumulate=2) for r in range(2)]
+    for part in parts:
+        part.load_state_dict(first.state_dict())
+    for step, (a, b) in zip(whole[3:], zip(*(take(part, 2) for part in parts))):
+        assert sorted(step[0].ids) == sorted(i for batch in a + b for i in batch.ids)
+
+
+def test_other_data_or_batches_are_not_resumed(corpus) -> None:
+    first = reader(corpus, max_batch_seconds=1.5)
     take(first, 2)
-    other = reader(corpus, batch_size=2)
-    other.load_state_dict(first.state_dict())
-    assert other.state_dict()["position"] == 0
+    for options in (
+        {"batch_size": 2},
+        {"ranks": 2},
+        {"accumulate": 2},
+        {"max_batch_seconds": 1.25},
+        {"crop_seconds": 0.4},
+    ):
+        with pytest.raises(RecipeError, match=r"must stay what it was to resume: `batch|max_|crop_"):
+            reader(corpus, **{"max_batch_seconds": 1.5} | options).load_state_dict(first.state_dict())
+    corpus.write_text(corpus.read_text().replace('"duration_s": 0.5,', '"duration_s": 0.45,'))
+    with pytest.raises(RecipeError, match=r"to resume: `clips` was \w+, but is \w+ now"):
+        reader(corpus, max_batch_seconds=1.5).load_state_dict(first.state_dict())
 
 
 def test_unreadable_training_file_is_replaced_and_counted(corpus) -> None:
@@ -192,6 +225,11 @@ def test_all_files_unreadable_fails_in_one_line(corpus) -> None:
         ({"batch_size": 64}, "at most the number of training clips \\(10\\)"),
         ({"batch_size": 3, "ranks": 2}, "must be a multiple of processes times accumulated batches \\(2\\)"),
         ({"min_seconds": 5.0}, "no training clip is that long"),
+        ({"max_batch_seconds": 0.9, "ranks": 2}, "each of the 2 batches of a step .*, 1.0 in all, but is 0.9 instead"),
+        (
+            {"max_batch_seconds": 9.0, "ranks": 12, "batch_size": 12},
+            "at least processes times .* \\(12\\), but there are 10",
+        ),
     ],
 )
 def test_impossible_batches_are_refused(corpus, options, message) -> None:

@@ -59,7 +59,8 @@ class SpeechDatasetSection(DatasetSection):
     eight (but each rank's mean loss weighs the same, and masks are drawn by rank, so losses agree in expectation only)."""
 
     max_batch_seconds: float | None = None
-    """If given, also ends a step where its padded audio would pass this; then steps differ in their number of clips."""
+    """If given, also ends a step where its padded audio, over all ranks and accumulated batches, would pass this; then steps
+    differ in their number of clips. At least `crop_seconds` for each rank's each batch."""
 
     crop_seconds: float = 15.0
     """Longer clips are cropped to this, at a random place in training and from their start in validation."""

@@ -24,13 +24,14 @@ def plan_epoch(
 ) -> list[list[int]]:
     """Groups clips of similar length into the steps of an epoch, shuffled.
 
-    Steps hold clips of all ranks, so an epoch is the same on one GPU and on eight. Clips left over (fewer than a step's)
-    wait for another epoch, where the shuffle puts others at the end.
+    Steps hold clips of all ranks, so without `max_seconds` an epoch is the same on one GPU and on eight. Clips left over wait
+    for another epoch, where the shuffle puts others at the end: fewer than `batch_size`, with `max_seconds` than `shards`.
 
     :param seconds: Length of each clip as it will enter a batch (after cropping).
-    :param batch_size: Clips of a step, over all ranks and accumulated batches.
+    :param batch_size: Clips of a step, over all ranks and accumulated batches; a multiple of `shards`.
     :param shards: W * A; a step's clips are a multiple of it.
-    :param max_seconds: If given, a step ends where its padded audio would pass this many seconds.
+    :param max_seconds: If given, a step ends where its padded audio would pass this many seconds; at least `shards` times
+        the longest clip.
     :returns: Indices into `seconds`, one list a step, ascending in length.
     """
     rng = np.random.default_rng([seed, epoch, 0])
@@ -38,41 +39,29 @@ def plan_epoch(
     lengths = np.asarray(seconds, dtype=np.float64)
     steps: list[list[int]] = []
     window = batch_size * SORT_WINDOW
-    rest: list[int] = []
+    unit = batch_size if max_seconds is None else shards
+    # What fills no unit is left out before sorting: by length it would be much the same clips in each epoch.
+    order = order[: len(order) - len(order) % unit]
     for begin in range(0, len(order), window):
-        part = np.concatenate([np.asarray(rest, dtype=np.int64), order[begin : begin + window]])
-        part = part[np.argsort(lengths[part], kind="stable")]
-        rest = []
-        for step in _cut([int(i) for i in part], lengths, batch_size, max_seconds):
-            whole = len(step) - len(step) % shards
-            if max_seconds is None and len(step) < batch_size:
-                whole = 0  # an incomplete step goes on to the next window
-            if whole:
-                steps.append(step[:whole])
-            rest.extend(step[whole:])
+        part = order[begin : begin + window]
+        clips = part[np.argsort(lengths[part], kind="stable")].tolist()
+        steps += _cut(clips, lengths, batch_size, unit, max_seconds)
     return [steps[i] for i in rng.permutation(len(steps))]
 
 
-def _cut(clips: list[int], lengths: np.ndarray, batch_size: int, max_seconds: float | None) -> list[list[int]]:
-    # Clips come in ascending length: the newest is the longest, and padding brings all to it.
-    if max_seconds is None and len(clips) % batch_size:
-        # The remainder is cut from the middle of the lengths, not always from the longest clips.
-        middle = (len(clips) // batch_size + 1) // 2 * batch_size
-        extra = len(clips) % batch_size
-        clips, spare = clips[:middle] + clips[middle + extra :], clips[middle : middle + extra]
-    else:
-        spare = []
+def _cut(
+    clips: list[int], lengths: np.ndarray, batch_size: int, unit: int, max_seconds: float | None
+) -> list[list[int]]:
+    # A step takes whole units. Clips come in ascending length: a unit's last is the longest, and padding brings all to it.
     steps: list[list[int]] = []
-    for clip in clips:
-        step = steps[-1] if steps else None
-        full = step is None or len(step) == batch_size
-        if not full and max_seconds is not None:
-            full = (len(step or ()) + 1) * lengths[clip] > max_seconds
-        if full:
-            steps.append([clip])
+    for begin in range(0, len(clips), unit):
+        new = clips[begin : begin + unit]
+        size = len(steps[-1]) + unit if steps else batch_size + 1
+        if size > batch_size or (max_seconds is not None and size * lengths[new[-1]] > max_seconds):
+            steps.append(new)
         else:
-            steps[-1].append(clip)
-    return [*steps, spare] if spare else steps
+            steps[-1].extend(new)
+    return steps
 
 
 def shard(step: list[int], rank: int, ranks: int, accumulate: int) -> list[list[int]]:

@@ -25,6 +25,7 @@ from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 from typing_extensions import Self, override
 
+from jepa_tok._fairseq2.reader_state import check_identity
 from jepa_tok._fairseq2.speech_data import SpeechDataset, SpeechDatasetSection, clip_seconds
 from jepa_tok._fairseq2.speech_plan import crop_start, plan_epoch, plan_validation, shard
 from jepa_tok.audio import SAMPLE_RATE
@@ -148,23 +149,39 @@ class SpeechReader(DataReader[SpeechBatch]):
         self._ahead: deque[Future[list[SpeechBatch]]] = deque()
         self._submitted = 0
         self._pool: ThreadPoolExecutor | None = None
-        digest = hashlib.sha256(
-            repr((seed, section.batch_size, section.max_batch_seconds, section.crop_seconds)).encode()
-        )
-        for u in self._clips.utterances:
-            digest.update(u.id.encode() + b"\n")
-        self._fingerprint = digest.hexdigest()[:16]
+        self._identity = self._identify()
         self._check()
         self._plan = self._make_plan()
+
+    def _identify(self) -> dict[str, object]:
+        """All that the plan follows from."""
+        digest = hashlib.sha256()
+        for u, seconds in zip(self._clips.utterances, self._clips.seconds):
+            digest.update(f"{u.id} {seconds}\n".encode())
+        limit = self._section.max_batch_seconds
+        return {
+            "clips": digest.hexdigest()[:16],
+            "seed": self._seed,
+            "batch_size": self._section.batch_size,
+            "crop_seconds": self._section.crop_seconds,
+            "max_batch_seconds": limit,
+            # Without a limit a run goes on with any number of processes: steps are the same.
+            "batches_of_a_step": None if limit is None else self._ranks * self._accumulate,
+        }
 
     def _check(self) -> None:
         shards = self._ranks * self._accumulate
         if not self._training:
             return
         size, count = self._section.batch_size, len(self._clips.utterances)
+        limit, crop = self._section.max_batch_seconds, self._section.crop_seconds
         if size % shards:
             raise RecipeError(f"`dataset.batch_size` must be a multiple of processes times accumulated batches ({shards}), but is {size} instead.")  # fmt: skip
-        if count < size and self._section.max_batch_seconds is None:
+        if limit is not None and limit < crop * shards:
+            raise RecipeError(f"`dataset.max_batch_seconds` must be at least `crop_seconds` for each of the {shards} batches of a step (processes times accumulated batches), {crop * shards} in all, but is {limit} instead.")  # fmt: skip
+        if limit is not None and count < shards:
+            raise RecipeError(f"training clips must be at least processes times accumulated batches ({shards}), but there are {count}; take fewer processes.")  # fmt: skip
+        if limit is None and count < size:
             raise RecipeError(
                 f"`dataset.batch_size` must be at most the number of training clips ({count}), but is {size} instead."
             )
@@ -293,14 +310,12 @@ class SpeechReader(DataReader[SpeechBatch]):
 
     @override
     def state_dict(self) -> dict[str, object]:
-        return {"epoch": self._epoch, "position": self._position, "fingerprint": self._fingerprint}
+        return {"epoch": self._epoch, "position": self._position, **self._identity}
 
     @override
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        check_identity(state_dict, self._identity)
         self._epoch, self._position = int(state_dict["epoch"]), int(state_dict["position"])  # type: ignore[call-overload]
-        if state_dict["fingerprint"] != self._fingerprint:
-            log.warning("The training data or its batching differs from the checkpoint's; starting with epoch {} of the new.", self._epoch)  # fmt: skip
-            self._position = 0
         self._plan = self._make_plan()
         self._drop_ahead()
 

@@ -18,6 +18,7 @@ from fairseq2.datasets import DataReader, DataReadError
 from fairseq2.recipe.error import RecipeError
 from typing_extensions import Self, override
 
+from jepa_tok._fairseq2.reader_state import check_identity
 from jepa_tok._fairseq2.token_data import Piece, TokenBatch, TokenSplit
 from jepa_tok.errors import JepaTokError
 
@@ -155,11 +156,7 @@ class TokenReader(DataReader[TokenBatch]):
 
     @override
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        for name, value in self._identity().items():
-            if state_dict.get(name) != value:
-                raise RecipeError(
-                    f"The run's data must stay what it was to resume: `{name}` was {state_dict.get(name)}, but is {value} now; restore it or start in a new folder."
-                )
+        check_identity(state_dict, self._identity())
         self._epoch, self._position = int(state_dict["epoch"]), int(state_dict["position"])  # type: ignore[call-overload]
         self._plan = None
 
