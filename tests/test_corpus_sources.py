@@ -16,7 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from jepa_tok.corpus import Utterance, find_shards, load_utterance, read_corpus, spool_corpus, write_manifest
+from jepa_tok.corpus import (
+    Utterance,
+    audio_source,
+    find_shards,
+    load_utterance,
+    read_corpus,
+    spool_corpus,
+    write_manifest,
+)
 from jepa_tok.corpus.audio_source import Slice
 from jepa_tok.corpus.formats import open_tokens
 from jepa_tok.corpus.verify import verify_tokens
@@ -309,10 +317,22 @@ def test_the_page_on_inputs_runs(tmp_path, monkeypatch):
     assert len(scope["corpus"]) == 3 and scope["corpus"].refused == [] and len(scope["wave"]) == 1000
 
 
-def test_training_reads_what_tokenizing_does(tmp_path):
+def test_training_reads_what_tokenizing_does(tmp_path, monkeypatch):
     pytest.importorskip("fairseq2")
-    from jepa_tok._fairseq2.speech_data import clip_seconds
+    from jepa_tok._fairseq2 import speech_data
 
+    warnings = []
+    monkeypatch.setattr(speech_data.log, "warning", lambda text, *args: warnings.append(text.format(*args)))
     fill(tmp_path)
+    lengths = [(1000 + i) / RATE for i in range(3)]
     for source in ("flat", "shards", "tables"):
-        assert clip_seconds(read_corpus(tmp_path / source)) == [(1000 + i) / RATE for i in range(3)]
+        assert speech_data.clip_seconds(read_corpus(tmp_path / source)) == lengths
+    (warning,) = warnings
+    assert warning.startswith("3 of 3 clips in parquet files or behind URLs have no `duration_s`")
+    # Of archives on a disk no more than headers are read; with `duration_s` no audio at all.
+    monkeypatch.delattr(audio_source, "_Bytes")
+    assert speech_data.clip_seconds(read_corpus(tmp_path / "shards")) == lengths
+    rows = read_corpus(tmp_path / "tables")
+    for row, seconds in zip(rows, lengths):
+        row.info["duration_s"] = seconds
+    assert speech_data.clip_seconds(rows) == lengths and len(warnings) == 1

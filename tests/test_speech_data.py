@@ -243,6 +243,21 @@ def test_section_values_are_checked() -> None:
         assert SpeechDatasetSection(**wrong).validate().has_error()
 
 
+def test_clips_of_two_corpora_with_the_same_ids_stay_apart(corpus, tmp_path) -> None:
+    rows = [json.loads(line) for line in corpus.read_text().splitlines()]
+    second = [other | {"id": row["id"], "speaker": row["id"], "split": "train"} for row, other in zip(rows, rows[::-1])]
+    (tmp_path / "second.jsonl").write_text("".join(json.dumps(row) + "\n" for row in second))
+    manifests = [str(corpus), str(tmp_path / "second.jsonl")]
+    clips = open_speech_dataset(SpeechDatasetConfig(manifests=manifests)).train
+    assert [u.id for u in clips] == [f"u{i}" for i in range(10)] + [f"u{i}#2" for i in range(10)] + ["u10", "u11"]
+    section = SpeechDatasetSection(batch_size=22, cache_audio=True)
+    source = SpeechReader(clips, section, rank=0, ranks=1, seed=7, training=True)
+    assert source.speakers == {u.id: f"u{i}" for i, u in enumerate(clips[10:])}
+    for _ in range(2):  # read, then from memory
+        (batch,) = take(source, 1)[0]
+        assert dict(zip(batch.ids, batch.sizes)) == {u.id: round(u.info["duration_s"] * 24_000) for u in clips}
+
+
 def test_manifest_errors_are_one_line(corpus, tmp_path) -> None:
     for config in (
         SpeechDatasetConfig(),

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 
 import soundfile
 from fairseq2.composition import register_dataset_family
+from fairseq2.logging import log
 from fairseq2.recipe.config import DatasetSection
 from fairseq2.recipe.error import RecipeError
 from fairseq2.utils.validation import ValidationResult
 from typing_extensions import override
 
-from jepa_tok.corpus.audio_source import open_audio
+from jepa_tok.corpus.audio_source import Cell, open_audio
 from jepa_tok.corpus.manifest import Utterance, read_corpus
 from jepa_tok.errors import AudioError, CorpusError
+from jepa_tok.files import is_url
 
 if TYPE_CHECKING:
     from fairseq2.runtime.dependency import DependencyContainer
@@ -36,7 +38,8 @@ class SpeechDatasetConfig:
     """What the data is: manifests and which of their rows are for training and for validation."""
 
     manifests: list[str] = field(default_factory=list)
-    """Corpora as `read_corpus` takes them: JSONL or TSV manifests, Kaldi data folders, folders of audio, parquet, tar shards."""
+    """Corpora as `read_corpus` takes them: JSONL or TSV manifests, Kaldi data folders, folders of audio, parquet, tar shards.
+    An id that an earlier one has gets `#` and the corpus's number."""
 
     split: str | None = "train"
     """Value of the column `split` of training rows; null takes every row."""
@@ -104,7 +107,7 @@ class SpeechDatasetSection(DatasetSection):
 
 @dataclass
 class SpeechDataset:
-    """The clips of a corpus, for training and for validation."""
+    """The clips of a corpus, for training and for validation; ids are unique in each."""
 
     train: list[Utterance]
     valid: list[Utterance]
@@ -121,11 +124,15 @@ def open_speech_dataset(config: SpeechDatasetConfig) -> SpeechDataset:
     def read(sources: list[str], split: str | None) -> list[Utterance]:
         utterances: list[Utterance] = []
         problems: list[str] = []
-        for source in sources:
+        taken: set[str] = set()
+        for number, source in enumerate(sources, start=1):
             try:
-                utterances += read_corpus(source, split=split)
+                found = read_corpus(source, split=split)
             except CorpusError as ex:
                 problems.append(str(ex).rstrip("."))
+                continue
+            _rename_taken(found, taken, source, number)
+            utterances += found
         # Of several corpora some may have no row of a split; anything else that is wrong is wrong with all of them.
         if problems and (not utterances or any("split" not in problem for problem in problems)):
             raise RecipeError(problems[0] + (hint if split is not None and "split" in problems[0] else "") + ".")
@@ -141,20 +148,47 @@ def open_speech_dataset(config: SpeechDatasetConfig) -> SpeechDataset:
     return SpeechDataset(train, valid)
 
 
+def _rename_taken(found: list[Utterance], taken: set[str], source: str, number: int) -> None:
+    """Makes ids of a corpus differ from those `taken` by corpora before it, and adds them.
+
+    Corpora that number their clips have ids in common, and audio kept in memory, speakers and samples go by id.
+    """
+    same = [u for u in found if u.id in taken]
+    taken.update(u.id for u in found)
+    if not same:
+        return
+    first = same[0].id
+    for u in same:
+        while u.id in taken:
+            u.id += f"#{number}"
+        taken.add(u.id)
+    log.warning("{} ids of {} are in a corpus before it too; they go by other names here, the first, '{}', by '{}'.", len(same), source, first, same[0].id)  # fmt: skip
+
+
 def clip_seconds(utterances: Sequence[Utterance]) -> list[float | None]:
     """Length of each clip, from the manifest or the file's header; None where the file cannot be read."""
-    seconds: list[float | None] = []
-    for u in utterances:
-        known = u.info.get("duration_s")
-        if u.end is not None:
-            seconds.append(u.end - (u.start or 0.0))
-        elif isinstance(known, (int, float)) and not isinstance(known, bool) and known > 0:
-            seconds.append(float(known) if u.start is None else max(float(known) - u.start, 0.0) or None)
-        else:
-            try:
-                with open_audio(u) as source:
-                    info = soundfile.info(source)
-                seconds.append(max(info.frames / info.samplerate - (u.start or 0.0), 0.0) or None)
-            except (AudioError, soundfile.SoundFileError, RuntimeError, OSError):
-                seconds.append(None)
-    return seconds
+    told = [_told_seconds(u) for u in utterances]
+    whole = sum(t is None and (isinstance(u.part, Cell) or is_url(u.path)) for u, t in zip(utterances, told))
+    if whole:
+        log.warning("{} of {} clips in parquet files or behind URLs have no `duration_s`: all their audio is read for their lengths, by each process at each start.", whole, len(told))  # fmt: skip
+    return [(_header_seconds(u) if t is None else t) or None for u, t in zip(utterances, told)]
+
+
+def _told_seconds(u: Utterance) -> float | None:
+    """Length by the manifest, 0 where the clip starts behind its end; None where that is not told."""
+    if u.end is not None:
+        return u.end - (u.start or 0.0)
+    known = u.info.get("duration_s")
+    if isinstance(known, (int, float)) and not isinstance(known, bool) and known > 0:
+        return max(float(known) - (u.start or 0.0), 0.0)
+    return None
+
+
+def _header_seconds(u: Utterance) -> float | None:
+    try:
+        # Over a network a clip read at once is one request, a header and what its reader looks for besides are several.
+        with open_audio(u, in_place=not is_url(u.path)) as source:
+            info = soundfile.info(source)
+        return max(info.frames / info.samplerate - (u.start or 0.0), 0.0)
+    except (AudioError, soundfile.SoundFileError, RuntimeError, OSError):
+        return None

@@ -90,9 +90,10 @@ def load_utterance(
 
 
 @contextlib.contextmanager
-def open_audio(utterance: Utterance) -> Iterator[str | BinaryIO]:
+def open_audio(utterance: Utterance, *, in_place: bool = False) -> Iterator[str | BinaryIO]:
     """A path or an open binary file that `load_audio` reads, closed at the end of the block.
 
+    With `in_place`, of an archive's member no more is read than is asked for: right for a header, slower for all of it.
     Raises AudioError, naming the audio, where it is missing, not a regular file, or cannot be read, be it while the block
     runs (libsndfile takes a failing read for the end of the file).
     """
@@ -103,7 +104,7 @@ def open_audio(utterance: Utterance) -> Iterator[str | BinaryIO]:
         return
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(_open(path, part or Slice(path, 0, None)))
+            file = stack.enter_context(_open(path, part or Slice(path, 0, None), in_place))
         except AudioError:
             raise
         except Exception as error:  # file systems and pyarrow raise errors of their own kinds
@@ -137,7 +138,7 @@ def _check_regular(path: str) -> None:
         raise AudioError(f"'{path}' must be an audio file, but is a pipe, a socket or a device instead.")
 
 
-def _open(path: str, part: Part) -> BinaryIO:
+def _open(path: str, part: Part, in_place: bool) -> BinaryIO:
     if isinstance(part, Command):
         return _run(part.line, path)
     if isinstance(part, Cell):
@@ -160,7 +161,7 @@ def _open(path: str, part: Part) -> BinaryIO:
         size = length if size is None else size
         if length < size:
             raise AudioError(f"'{path}' is cut short: {size} bytes are promised, but {max(length, 0)} are there.")
-        if size <= SMALL:
+        if size <= SMALL and not in_place:
             file.seek(part.offset)
             return _Bytes(file.read(size), path)
         stack.pop_all()
