@@ -208,6 +208,8 @@ class Vocabulary:
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
+            # Else it gives token_type_ids too, which Llama's `generate` refuses and GPT-2 adds an embedding for.
+            "model_input_names": ["input_ids", "attention_mask"],
             **{role: name for role, name in roles.items() if name in self.specials},
             "jepa_tok": {"tokenizer": self.tokenizer, "vocab_sizes": self.vocab_sizes, "specials": self.specials},
         }

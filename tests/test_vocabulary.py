@@ -123,6 +123,47 @@ def test_hugging_face_loads_and_round_trips(tmp_path):
     assert again(text).input_ids == ids
 
 
+def causal_lm(name, size):
+    """An untrained model of `transformers` of a few parameters, with `size` ids."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    if name == "gpt2":
+        config = transformers.GPT2Config(vocab_size=size, n_embd=8, n_layer=1, n_head=1, n_positions=64)
+        return transformers.GPT2LMHeadModel(config).eval()
+    config = transformers.LlamaConfig(
+        vocab_size=size, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@torch.no_grad()
+def test_models_take_what_the_tokenizer_gives(tmp_path, name):
+    """Ids and a mask, nothing else: token_type_ids are refused by Llama's `generate`, and change GPT-2's logits."""
+    transformers = pytest.importorskip("transformers")
+    SMALL.save_pretrained(tmp_path)
+    hf = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    given = hf("<bos>" + SMALL.to_text([[63, 0, 15], [1, 2, 3]]), return_tensors="pt")
+    assert set(given) == {"input_ids", "attention_mask"}
+    model = causal_lm(name, len(hf))
+    torch.testing.assert_close(model(**given).logits, model(input_ids=given.input_ids).logits)
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": hf.pad_token_id, "eos_token_id": None}
+    assert torch.equal(model.generate(**given, **options), model.generate(given.input_ids, **options))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@torch.no_grad()
+def test_behind_the_ids_of_a_text_model(name):
+    text_ids, tokens = torch.tensor([5, 99]), torch.tensor([[63, 0, 15]])
+    model = causal_lm(name, 100)
+    before = model(input_ids=text_ids[None]).logits
+    speech = Vocabulary(SMALL.vocab_sizes, specials=(), first_id=100)
+    model.resize_token_embeddings(100 + len(speech))
+    logits = model(input_ids=torch.cat([text_ids, speech.encode(tokens)])[None]).logits
+    assert logits.shape == (1, 5, 244)
+    torch.testing.assert_close(logits[:, :2, :100], before)
+
+
 @pytest.mark.parametrize("text", ["<g00_64>", "<g03_0>", "hello", "<g00_1> x"])
 def test_unknown_names_are_errors(tmp_path, text):
     tokenizers = pytest.importorskip("tokenizers")
