@@ -147,8 +147,23 @@ def test_lhotse_loads_every_frame(tmp_path):
     export_tokens(make(tmp_path / "in", rows), tmp_path / "out", "shar")
     cuts = list(lhotse.CutSet.from_shar(in_dir=str(tmp_path / "out/shar")))
     assert [c.load_tokens().tolist() for c in cuts] == [r.ids.tolist() for r in rows]
-    assert [c.supervisions[0].duration for c in cuts] == [n / 24_000 for n in lengths]
+    assert [c.n_samples for c in cuts] == lengths
+    trimmed = lhotse.CutSet.from_cuts(cuts).trim_to_supervisions()
+    assert [c.load_tokens().tolist() for c in trimmed] == [r.ids.tolist() for r in rows]
     assert cuts[-1].truncate(offset=0.4, duration=0.8).load_tokens().tolist() == rows[-1].ids[1:3].tolist()
+
+
+def test_columns_do_not_change_what_a_cut_is(tmp_path):
+    """Neither those with the name of an attribute or method of a cut, nor others; what would is refused."""
+    lhotse = pytest.importorskip("lhotse")
+    names = ["start", "duration", "channel", "supervisions", "recording", "custom", "type", "load_audio", "truncate"]
+    given = row(frames=2, **dict.fromkeys(names, "x"))
+    export_tokens(make(tmp_path / "in", [given], columns=dict.fromkeys(names, "string")), tmp_path / "out", "shar")
+    (cut,) = lhotse.CutSet.from_shar(in_dir=str(tmp_path / "out/shar"))
+    assert (cut.id, cut.start, cut.duration, cut.channel, cut.sampling_rate) == ("a", 0, 0.8, 0, 24_000)
+    assert cut.truncate(duration=0.4).load_tokens().tolist() == given.ids[:1].tolist()
+    assert {name: cut.custom[name] for name in names} == given.info
+    assert same(next(open_tokens(tmp_path / "out").rows()), given)
 
 
 def test_wide_vocabularies(tmp_path):
@@ -211,6 +226,8 @@ def test_an_unfinished_corpus_is_not_exported(shards, tmp_path):
         (row("a", **{"a/b": "x"}), "kaldi", "column `a/b`"),
         (row("a", num_frames="x"), "kaldi", "column `num_frames`"),
         (row("a", spk="x"), "kaldi", "column `spk`"),
+        (row("a", load_tokens="x"), "shar", "column `load_tokens`.*name the columns to keep without it"),
+        (row("a", sampling_rate="x"), "shar", "column `sampling_rate`"),
         (row("a//b"), "shar", "member of a tar file"),
         (row(".."), "shar", None),
     ],

@@ -6,8 +6,9 @@
     cuts = lhotse.CutSet.from_shar(in_dir="OUT/shar")
     next(iter(cuts)).load_tokens()   # uint16 [T, G]
 
-A cut lasts as long as its frames, up to one frame longer than the clip, which its supervision lasts: of an array, Lhotse loads the frames
-that a cut's duration rounds to, and would lose a last frame that is less than half full.
+A cut and its supervision last as long as the frames, up to one frame longer than the clip, whose own length is the custom field
+`n_samples`: of an array, Lhotse loads the frames that a cut's duration rounds to, and would lose a last frame that is less than
+half full; `trim_to_supervisions` makes a cut of the supervision.
 
 The layout is that of lhotse.shar (ArrayTarWriter, LazySharIterator), which takes every file of a folder for a field: hence
 the folder of its own, with metadata.json outside. Written and read without lhotse.
@@ -33,6 +34,9 @@ FOLDER = "shar"
 SUPERVISION = ("text", "speaker", "gender", "language")
 """Columns that a Lhotse supervision has fields for; they are text there."""
 
+TAKEN = ("load_tokens", "sampling_rate", "shard_origin", "shar_epoch", "dataloading_info")
+"""Custom fields that a cut goes by, or that Lhotse's readers and samplers write: of the first, `load_tokens()` would be the value."""
+
 
 class Writer:
     """OUT/shar/cuts.*.jsonl.gz and tokens.*.tar."""
@@ -40,6 +44,12 @@ class Writer:
     dtype = None
 
     def __init__(self, folder: Path, metadata: ShardMetadata, columns: Mapping[str, str], rows_per_shard: int) -> None:
+        for column in TAKEN:
+            if column in columns:
+                raise CorpusError(
+                    f"the column `{column}` must not be a custom field of a Lhotse cut, which has another meaning for it; "
+                    "name the columns to keep without it, or export to jsonl."
+                )
         self._folder, self._metadata, self._size = folder / FOLDER, metadata, rows_per_shard
         self._fields = [c for c in SUPERVISION if columns.get(c) == "string"]
         self._kind = (
@@ -74,10 +84,9 @@ class Writer:
 
     def _cut(self, row: TokenRow) -> dict[str, Any]:
         frames = {"start": 0, "duration": len(row.ids) / self._metadata.frame_rate, "channel": 0}
-        speech = {**frames, "duration": row.num_samples / self._metadata.sample_rate}
         values = json_values(row.info)
         fields = {name: values.pop(name) for name in self._fields if name in values}
-        supervisions = [{"id": row.id, "recording_id": row.id, **speech, **fields}] if fields else []
+        supervisions = [{"id": row.id, "recording_id": row.id, **frames, **fields}] if fields else []
         # Lhotse looks for the rate of a cut without a recording here, when it cuts, pads or mixes.
         custom = {"sampling_rate": self._metadata.sample_rate, "n_samples": row.num_samples, **values}
         return {"id": row.id, **frames, "supervisions": supervisions, "custom": custom, "type": "MonoCut"}
@@ -122,8 +131,7 @@ def _read_shard(cuts: Any, file: IO[bytes], info: ExportInfo, shard: Path, tar: 
                 cut = json.loads(line)
                 id, custom = cut["id"], dict(cut["custom"])
                 samples = custom.pop("n_samples")
-                if "sampling_rate" not in info.columns:
-                    del custom["sampling_rate"]
+                del custom["sampling_rate"]
                 fields = {c: s[c] for s in cut["supervisions"] for c in SUPERVISION if c in s}
             except (ValueError, KeyError, TypeError) as e:
                 raise CorpusError(
