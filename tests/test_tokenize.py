@@ -151,6 +151,15 @@ def test_progress_counts_hours_where_lengths_are_told(tmp_path, capsys, lengths)
     assert ("/0.0005556 h" if lengths else "4/4 utterances") in last
 
 
+@pytest.mark.parametrize("length", [1e308, 10**400, -(10**400), True, "long"], ids=lambda x: str(x)[:5])
+def test_progress_counts_utterances_where_lengths_cannot_be(tmp_path, capsys, length):
+    manifest = make_corpus(tmp_path / "in", 2)
+    rows = [json.loads(line) | {"duration_s": length} for line in manifest.read_text().splitlines()]
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    tokenize_corpus(manifest, tmp_path / "out", Counter(), progress=True)
+    assert "2/2 utterances" in capsys.readouterr().err
+
+
 def test_segments_cut_the_recording(tmp_path):
     wave = np.random.default_rng(0).normal(0, 0.1, 48_000)
     soundfile.write(tmp_path / "r.wav", wave, 24_000, subtype="FLOAT")

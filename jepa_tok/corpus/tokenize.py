@@ -18,6 +18,9 @@ from jepa_tok.errors import CorpusError
 
 ENGINES = ("local", "ray")
 
+LONGEST = 1e12
+"""Seconds above which a length is a slip; sums of lengths below stay finite, which the bar needs."""
+
 
 def tokenize_corpus(
     source: str | os.PathLike[str] | Sequence[Utterance],
@@ -139,11 +142,11 @@ class Progress:
 
 
 def manifest_seconds(u: Utterance) -> float | None:
-    """How long the manifest says the clip is; None where it does not."""
-    if u.end is not None:
-        return u.end - (u.start or 0.0)
-    told = u.info.get("duration_s")
-    return told - (u.start or 0.0) if isinstance(told, (int, float)) and not isinstance(told, bool) else None
+    """How long the manifest says the clip is; None where it does not, or says what no clip lasts."""
+    told = u.info.get("duration_s") if u.end is None else u.end
+    if isinstance(told, bool) or not isinstance(told, (int, float)) or not 0 <= told <= LONGEST:
+        return None
+    return told - (u.start or 0.0)
 
 
 def _total_seconds(run: CorpusRun) -> float | None:
