@@ -239,6 +239,7 @@ def test_the_verb_reports_and_skips_what_cannot_be_read(jepa_tok, corpus, tmp_pa
         (["--bounds", "mp3"], "`bounds` must be among"),
         (["--metrics", "wer", "--recognizer", "nobody"], "`recognizer` must be"),
         (["--where", "speaker=nobody"], "none of the 10 utterances"),
+        (["--seed", "-1"], "`seed` of the bootstrap must be at least 0"),
     ],
 )
 def test_errors_are_one_line_and_nothing_is_written(jepa_tok, corpus, tmp_path, options, told):

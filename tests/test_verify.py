@@ -328,6 +328,6 @@ def test_command_line(corpus, made, tiny, tmp_path, capsys):
     assert main(["verify", str(corpus)]) == 1
     out, err = capsys.readouterr()
     assert "FAILED" in out and "NOT sound" in out and all(line.startswith("jepa-tok: ") for line in err.splitlines())
-    for bad in (["absent"], [corpus, "--source", "x"], [made]):
+    for bad in (["absent"], [corpus, "--source", "x"], [made], [*full, "--sample-seed", "-1"]):
         assert main(["verify", *map(str, bad)]) == 2
         assert capsys.readouterr().err.count("\n") == 1

@@ -52,6 +52,8 @@ def verify_tokens(
     if sample < 1:
         raise CorpusError(f"`sample` must be at least 1, but is {sample} instead.")
     place = as_path(path)
+    if seed < 0:
+        raise CorpusError(f"`seed` of the sample must be at least 0, but is {seed} instead.")
     check_there(place)
     report = VerifyReport(str(place))
     exported = ExportInfo.read(place) if place.is_dir() and (place / METADATA_FILE).exists() else None

@@ -61,9 +61,11 @@ def evaluate(
     :param audio: Whether to write what every system gave.
     :param seed: Of the bootstrap.
     :param about: Goes into the results as it is: source, command.
-    :raises ConfigError: for an unknown name, and for a metric that was asked for by name but cannot be had.
+    :raises ConfigError: for an unknown name, a negative seed, and for a metric that was asked for by name but cannot be had.
     :raises CorpusError: where OUT has results already, or no utterance could be read.
     """
+    if seed < 0:
+        raise ConfigError(f"`seed` of the bootstrap must be at least 0, but is {seed} instead.")
     results = out / "results.json"
     if results.exists() and not overwrite:
         raise CorpusError(f"{results}: exists already; take another folder, or --overwrite it.")
