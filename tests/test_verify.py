@@ -177,7 +177,7 @@ def test_files_that_are_no_tokens_are_one_error(corpus, made):
             verify_tokens(path)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "miscount", "forget"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "miscount", "forget", "garble"])
 def test_the_cure_that_is_told_works(corpus, made, tiny, damage):
     before = json.loads((corpus / "corpus.json").read_text())
     if damage == "truncate":
@@ -186,6 +186,8 @@ def test_the_cure_that_is_told_works(corpus, made, tiny, damage):
         shard(corpus, 2).unlink()
     elif damage == "miscount":
         edit_state(corpus, written=7)
+    elif damage == "garble":
+        (corpus / "skipped.jsonl").write_text("garbage\n")
     else:
         (corpus / "skipped.jsonl").unlink()
     report = verify_tokens(corpus)
@@ -198,7 +200,7 @@ def test_the_cure_that_is_told_works(corpus, made, tiny, damage):
             (corpus / "skipped.jsonl").unlink(missing_ok=True)
     tokenize_corpus(made / "m.jsonl", corpus, tiny, rows_per_shard=2)
     assert verify_tokens(corpus).sound
-    if damage in ("miscount", "forget"):  # of the run that made the shards
+    if damage in ("miscount", "forget", "garble"):  # of the run that made the shards
         after = json.loads((corpus / "corpus.json").read_text())
         assert after["seconds"] == before["seconds"] > 0 and after["times_real_time"] == before["times_real_time"]
 
@@ -223,12 +225,48 @@ def test_an_id_in_two_shards(corpus):
     assert_failed(verify_tokens(corpus), "ids", f"{path}, row 0 ('u1')", f"{shard(corpus)}, row 1 has the same")
 
 
-@pytest.mark.parametrize("key", ["frames", "hours", "tokens", "written", "skipped", "utterances"])
+@pytest.mark.parametrize("key", ["frames", "hours", "tokens", "written", "skipped", "refused", "utterances"])
 def test_totals(corpus, key):
     state = json.loads((corpus / "corpus.json").read_text())
     edit_state(corpus, **{key: state[key] + 1})
     report = verify_tokens(corpus)
     assert_failed(report, "totals", f"`{key}` must be")
+
+
+@pytest.mark.parametrize("line", ["garbage", "7", "{}", '{"id": "u3", "path": 1, "reason": "x"}', "[" * 100_000])
+def test_lines_of_skipped_files_that_are_none(corpus, line):
+    assert (corpus / "skipped.jsonl").read_text().count("\n") == 1
+    (corpus / "skipped.jsonl").write_text(line + "\n")
+    report = verify_tokens(corpus)
+    assert report.failed == {"totals": 1}, "the number of lines is right"
+    assert_failed(report, "totals", "skipped.jsonl:1: must be an object with `id`, `path` and `reason`")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("columns", {}),
+        ("columns", {"speaker": "int64"}),
+        ("columns", None),
+        ("tokenizer", {}),
+        ("tokenizer", None),
+        ("tokenizer", "levels"),
+        ("tokenizer", "strides"),
+        ("rows_per_shard", 3),
+        ("rows_per_shard", None),
+    ],
+)
+def test_corpus_json_tells_what_the_shards_do(corpus, key, value):
+    state = json.loads((corpus / "corpus.json").read_text())
+    config = state["tokenizer"]
+    if value == "levels":
+        value = config | {"quantizer": config["quantizer"] | {"levels": [5]}}
+    elif value == "strides":
+        value = config | {"encoder": config["encoder"] | {"strides": [1, 1]}}
+    edit_state(corpus, **{key: value})
+    report = verify_tokens(corpus)
+    assert report.failed == {"state": 1}
+    assert_failed(report, "state", f"corpus.json: `{key}` must be", "as the shards tell", "--overwrite")
 
 
 def test_another_tokenizer(corpus, tiny, made):

@@ -6,6 +6,7 @@ Nothing is written. Memory: a batch of rows at a time, and 8 bytes an utterance 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from array import array
@@ -20,7 +21,7 @@ from jepa_tok.corpus.run import SKIPPED_FILE
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow
 from jepa_tok.corpus.shards import CORPUS_FILE, read_state
 from jepa_tok.corpus.spool import UtteranceList, spool_corpus
-from jepa_tok.corpus.utterance import check_there
+from jepa_tok.corpus.utterance import check_there, short
 from jepa_tok.corpus.verify_files import Export, Shards, VerifyReport
 from jepa_tok.errors import AudioError, CorpusError
 from jepa_tok.files import as_path
@@ -51,9 +52,9 @@ def verify_tokens(
         )
     if sample < 1:
         raise CorpusError(f"`sample` must be at least 1, but is {sample} instead.")
-    place = as_path(path)
     if seed < 0:
         raise CorpusError(f"`seed` of the sample must be at least 0, but is {seed} instead.")
+    place = as_path(path)
     check_there(place)
     report = VerifyReport(str(place))
     exported = ExportInfo.read(place) if place.is_dir() and (place / METADATA_FILE).exists() else None
@@ -88,13 +89,15 @@ class _Totals:
     rows: int = 0
     frames: int = 0
     samples: int = 0
+    skipped: int = 0
+    """Files, as the shards tell; skipped.jsonl has the refused rows besides."""
     digest: RowsDigest = field(default_factory=RowsDigest)
 
 
 def _check_rows(tokens: Shards | Export, report: VerifyReport, progress: bool | None) -> _Totals:
     from tqdm import tqdm
 
-    totals, hashes = _Totals(), array("Q")
+    totals, hashes = _Totals(skipped=tokens.skipped), array("Q")
     disable = None if progress is None else not progress
     for _, row in tqdm(tokens.rows(), unit="utt", desc="verify", disable=disable):
         totals.rows += 1
@@ -161,8 +164,9 @@ def _check_totals(
             f"delete {SKIPPED_FILE} if it is there and run the same `jepa-tok tokenize` command again, it counts anew",
             state,
         )
-        skipped = _count_lines(path / SKIPPED_FILE)
+        skipped = _count_skipped(path / SKIPPED_FILE, mend, report)
         found |= {"written": totals.rows, "skipped": skipped, "utterances": totals.rows + skipped}
+        found["refused"] = skipped - totals.skipped
         found |= {"tokens": totals.frames * groups, "hours": hours}
     else:
         report.checks["totals"] = f"not checked: no file tells them ({totals.rows} rows, {totals.frames} frames)"
@@ -183,11 +187,27 @@ def _check_totals(
             )
 
 
-def _count_lines(path: Path) -> int:
+def _count_skipped(path: Path, mend: str, report: VerifyReport) -> int:
+    """Lines of skipped.jsonl; one that is none that `tokenize` writes is a failure."""
+    count = 0
     if not path.exists():
         return 0
     with path.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            count += 1
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("id", "path", "reason")):
+                given = short(line[:200].decode("utf-8", "replace").rstrip())
+                report.fail(
+                    "totals",
+                    f"{path}:{number}: must be an object with `id`, `path` and `reason`, but is {given}; {mend}.",
+                )
+    return count
 
 
 # Audio ----------------------------------------------------------------------------------------------------------------

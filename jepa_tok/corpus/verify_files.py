@@ -1,18 +1,21 @@
 """The parts of `verify_tokens` that look at files: names, content, metadata, and rows with their places.
 
-`Shards` is for parquet, `Export` for every other format; both have `metadata`, `check_files`, `rows` and `pick`.
+`Shards` is for parquet, `Export` for every other format; both have `metadata`, `skipped`, `check_files`, `rows` and `pick`.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jepa_tok.config import QuantizerConfig
+from jepa_tok.config_dict import from_dict
 from jepa_tok.corpus.formats import open_tokens
-from jepa_tok.corpus.schema import ShardMetadata, TokenRow, from_table
+from jepa_tok.corpus.schema import RESERVED, ShardMetadata, TokenRow, from_table
 from jepa_tok.corpus.shards import (
     CORPUS_FILE,
     content_hash,
@@ -23,8 +26,8 @@ from jepa_tok.corpus.shards import (
     read_shards,
     read_state,
 )
-from jepa_tok.corpus.utterance import one_line
-from jepa_tok.errors import CorpusError
+from jepa_tok.corpus.utterance import one_line, short
+from jepa_tok.errors import ConfigError, CorpusError
 
 KEPT = 100
 """Failures whose lines are kept; the rest are counted."""
@@ -60,6 +63,8 @@ class Shards:
     def __init__(self, path: Path, report: VerifyReport, exported: bool) -> None:
         self.path, self.report = path, report
         self.metadata: ShardMetadata | None = None
+        self.skipped = 0
+        """Files that the shards say were skipped."""
         self.files: list[Path] = [path] if path.is_file() else sorted(path.glob("tokens-*.parquet"))
         self.state: dict[str, Any] | None = None
         if path.is_dir() and (path / CORPUS_FILE).exists():
@@ -159,9 +164,31 @@ class Shards:
                     "metadata",
                     f"{file}: the shard must have {listed[file.name]} rows, as {CORPUS_FILE} says, but has {rows}; {self._anew}.",
                 )
+            self.skipped += len(found.extra.get("skipped", ()))
             sound.append(file)
         self.files = sound
+        self._check_told()
         report.checks["metadata"] = f"tokenizer {self.metadata.hash}" if self.metadata else "none is readable"
+
+    def _check_told(self) -> None:
+        # What a finished corpus.json tells beside counts and hashes must be what its shards tell.
+        if self.state is None or self.state["state"] != "done" or self.metadata is None or not self.files:
+            return
+        found = {
+            "columns": _columns(self.files[0]),
+            "tokenizer": "a config with the levels, groups and rates of the shards",
+            "rows_per_shard": _rows_per_shard(self.files, self.state["num_shards"]),
+        }
+        told = {key: self.state.get(key) for key in found}
+        if _is_config_of(told["tokenizer"], self.metadata):
+            told["tokenizer"] = found["tokenizer"]
+        for key, value in found.items():
+            if value is not None and told[key] != value:
+                self.report.fail(
+                    "state",
+                    f"{self.path / CORPUS_FILE}: `{key}` must be {value}, as the shards tell, but is {short(told[key])}; "
+                    "put the file back as it was, or tokenize with --overwrite.",
+                )
 
     def rows(self) -> Iterator[tuple[str, TokenRow]]:
         """Place and row of every sound row; a bad one is a failure."""
@@ -204,6 +231,32 @@ class Shards:
             first += size
 
 
+def _columns(shard: Path) -> dict[str, str]:
+    """Types of the columns that a shard carries through."""
+    return {field.name: str(field.type) for field in open_shard(shard).schema_arrow if field.name not in RESERVED}
+
+
+def _rows_per_shard(shards: list[Path], num_shards: int) -> int | None:
+    """Utterances of each shard but the last, skipped ones counted; None where one shard is all, or they do not tell."""
+    for shard in shards:
+        extra = read_metadata(shard).extra
+        if extra.get("shard", num_shards) < num_shards - 1:
+            return int(open_shard(shard).metadata.num_rows + len(extra.get("skipped", ())))
+    return None
+
+
+def _is_config_of(config: Any, metadata: ShardMetadata) -> bool:
+    """Whether a tokenizer with this config makes such tokens, as far as metadata tells."""
+    try:
+        quantizer = from_dict(QuantizerConfig, config["quantizer"])
+        encoder = config["encoder"]
+        hop = encoder["front_hop"] * math.prod(encoder["strides"])
+        levels = (tuple(quantizer.radices), quantizer.group_size, encoder["sample_rate"], hop)
+    except (ConfigError, KeyError, TypeError, AttributeError):
+        return False
+    return levels == (metadata.radices, metadata.group_size, metadata.sample_rate, metadata.hop)
+
+
 def _looks_like_parquet(path: Path) -> bool:
     with path.open("rb") as file:
         return path.suffix == ".parquet" or file.read(4) == b"PAR1"
@@ -211,6 +264,9 @@ def _looks_like_parquet(path: Path) -> bool:
 
 class Export:
     """An export that is not parquet: its reader checks each row and ends at the first bad one."""
+
+    skipped = 0
+    """An export holds none."""
 
     def __init__(self, path: Path, report: VerifyReport) -> None:
         self.path, self.report = path, report
