@@ -90,6 +90,59 @@ def test_a_read_that_fails_harms_no_other(tmp_path, monkeypatch):
     assert heard(rows) == list(range(60))
 
 
+def test_parquet_of_datasets_names_files_or_holds_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    from datasets.table import embed_table_storage
+
+    for i in range(3):
+        (tmp_path / f"c{i}.flac").write_bytes(sound(i))
+    files = {"audio": [str(tmp_path / f"c{i}.flac") for i in range(3)]}
+    dataset = datasets.Dataset.from_dict(files).cast_column("audio", datasets.Audio())
+    dataset.to_parquet(str(tmp_path / "named.parquet"))
+    dataset.with_format("arrow").map(embed_table_storage, batched=True).to_parquet(str(tmp_path / "held.parquet"))
+    named, held = (spool_corpus(tmp_path / name, strict=False) for name in ("named.parquet", "held.parquet"))
+    assert [u.id for u in named] == [u.id for u in held] == ["c0", "c1", "c2"]
+    assert heard(named) == heard(held) == [0, 1, 2]
+    (tmp_path / "c1.flac").unlink()
+    (first, gone, last), _ = outcomes(named), heard(held)
+    assert (first, last) == (0, 2) and "\n" not in gone
+    assert (
+        f"named.parquet#1' must hold the bytes of an audio file, but is null, and no file is at its path '{tmp_path}/c1.flac'"
+        in gone
+    )
+    assert "embed_table_storage" in gone and "push_to_hub" in gone
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_paths_beside_null_bytes_keep_the_rules_of_manifests(tmp_path, remote):
+    fsspec = pytest.importorskip("fsspec")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.flac").write_bytes(sound(1))
+    (tmp_path / "b.flac").write_bytes(sound(2))
+    fsspec.filesystem("memory").pipe("/elsewhere/c.flac", sound(3))
+    reasons = {
+        "filecache::memory://elsewhere/c.flac": "must be a path or a plain URL",
+        "a\nb": "free of control characters",
+        "": "is null, and has no path",
+        "/dev/zero": "is a pipe, a socket or a device",
+        ".": "must be an audio file, but",
+        "nowhere://x": "nothing that is installed opens URLs of this protocol",
+        "absent.flac": "embed_table_storage",
+    }
+    paths = ["a.flac", "../b.flac", "memory://elsewhere/c.flac", *reasons]
+    cells = [{"bytes": None, "path": path} for path in paths]
+    path = write_parquet(tmp_path / "in/f.parquet", {"audio": cells, "id": list(map(str, range(len(paths))))})
+    if remote:
+        path = f"memory://{tmp_path.as_posix().lstrip('/')}"
+        fsspec.filesystem("memory").put(str(tmp_path), path, recursive=True)
+        path += "/in/f.parquet"
+    found = outcomes(spool_corpus(path))
+    assert found[:3] == [1, 2, 3]
+    for told, reason in zip(found[3:], reasons.values(), strict=True):
+        assert reason in told and "\n" not in told
+
+
 def test_bad_parquet_rows_and_files(tmp_path):
     cells = [*audio_column(2), {"bytes": None, "path": "x.wav"}, {"bytes": b"no sound"}, None]
     write_parquet(tmp_path / "a.parquet", {"audio": cells, "id": ["a", "..", "null", "noise", "none"]})

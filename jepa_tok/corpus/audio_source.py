@@ -19,8 +19,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from jepa_tok.corpus.utterance import Utterance, one_line
-from jepa_tok.errors import AudioError
+from jepa_tok.corpus.utterance import Utterance, absolute, check_path, one_line
+from jepa_tok.errors import AudioError, CorpusError
 from jepa_tok.files import as_path, is_url
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Cell(NamedTuple):
     """Index of the row group."""
     row: int
     """Index of the row in its group."""
+    path: str | None = None
+    """What stands beside the value: where it is null, its audio is this file, absolute or relative to the parquet file."""
 
 
 class Command(NamedTuple):
@@ -145,9 +147,7 @@ def _open(path: str, part: Part, in_place: bool) -> BinaryIO:
         from jepa_tok.corpus.parquet import read_cell
 
         data = read_cell(part)
-        if data is None:
-            raise AudioError(f"'{path}' must hold the bytes of an audio file, but is null.")
-        return _Bytes(data, path)
+        return _Bytes(data, path) if data is not None else _open_named(path, part)
     if not is_url(part.file):
         _check_regular(part.file)
     elif part.offset == 0 and part.size is None:
@@ -166,6 +166,24 @@ def _open(path: str, part: Part, in_place: bool) -> BinaryIO:
             return _Bytes(file.read(size), path)
         stack.pop_all()
         return io.BufferedReader(_Window(file, part.offset, size, path))  # type: ignore[return-value]
+
+
+def _open_named(path: str, cell: Cell) -> BinaryIO:
+    """The file that a cell without bytes names, under the rules of paths in manifests; raises AudioError where none is there."""
+    why = f"'{path}' must hold the bytes of an audio file, but is null"
+    if cell.path is None:
+        raise AudioError(f"{why}, and has no path.")
+    try:
+        file = absolute(check_path(cell.path, path), os.path.dirname(cell.file))
+        is_there = as_path(file).exists()
+    except CorpusError as error:
+        raise AudioError(str(error)) from None
+    if not is_there:
+        raise AudioError(
+            f"{why}, and no file is at its path '{file}'; embed the files before `to_parquet` (dataset.with_format('arrow')"
+            ".map(datasets.table.embed_table_storage, batched=True)), or take what `push_to_hub` writes."
+        )
+    return _open(file, Slice(file, 0, None))
 
 
 def _riff_size(file: BinaryIO, offset: int, length: int) -> int:

@@ -2,7 +2,8 @@
 
 - Audio: the column `audio`, or else the only one that is a struct with binary `bytes`; a binary column `audio` will do. A
   sampling rate beside the bytes is not looked at: the bytes tell theirs. Bytes are read when they are encoded, a few rows at a
-  time, whatever the size of row groups.
+  time, whatever the size of row groups. Where they are null, as `Dataset.to_parquet` leaves those of files, the `path` beside
+  them names the file, as in a manifest: absolute, a URL, or relative to the parquet file.
 - Id: the column `id` or `utt_id`; else the column `file`, or the `path` beside the bytes, without suffix (and without
   folders where it is absolute); else `FILE/ROW`, the file's name without suffix and the row's number from 0.
 - All other columns but binary ones pass through; null and NaN mean absent, dates become text, and class labels of
@@ -78,9 +79,9 @@ def _read_file(name: str, refuse: Refuse) -> Iterator[tuple[str, Utterance]]:
             in_group = 0
             for row in _rows(file, group, [*wanted, *beside]):
                 place = f"{name}#{number}"
-                part = Cell(name, cells, group, in_group)
-                number, in_group = number + 1, in_group + 1
                 within = row.pop(audio, None)
+                part = Cell(name, cells, group, in_group, (within or {}).get("path") or None)
+                number, in_group = number + 1, in_group + 1
                 id: Any = ""
                 try:
                     info = defaults | _columns(row, labels)
@@ -116,7 +117,7 @@ def _audio_column(schema: pa.Schema, name: str) -> tuple[str, str]:
         for field in schema
         if is_type.is_struct(field.type)
         and field.type.get_field_index("bytes") >= 0
-        and is_binary(field.type.field("bytes").type)
+        and (is_binary(field.type.field("bytes").type) or is_type.is_null(field.type.field("bytes").type))
     ]
     if "audio" in structs or len(structs) == 1:
         column = "audio" if "audio" in structs else structs[0]
