@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,22 +31,40 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 def as_path(path: str | os.PathLike[str]) -> Path:
     """`path` as a Path, or where it is a URL as an object with a Path's methods.
 
-    Raises CorpusError where nothing installed opens URLs of that protocol.
+    Raises CorpusError where nothing installed opens URLs of that protocol, where it takes more than a URL, and where a server that
+    its file system asks at once cannot be reached.
     """
     if isinstance(path, Path) or hasattr(path, "fs"):
         return path  # type: ignore[return-value]
     text = os.fspath(path)
     if not is_url(text):
         return Path(re.sub(r"^(file|local)://", "", text))
+    # It would warn of file systems that it has no class of its own for; those that do not do end in an error.
+    warnings.filterwarnings("ignore", "UPath .* filesystem not explicitly implemented", UserWarning)
     from upath import UPath
 
     try:
         made: Any = UPath(text)
         made.fs  # noqa: B018  (the file system is looked up here)
     except (ImportError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise CorpusError(f"{text}: nothing that is installed opens URLs of this protocol: {reason}.") from None
+        raise CorpusError(f"{text}: nothing that is installed opens URLs of this protocol: {_reason(error)}.") from None
+    except (TypeError, AttributeError):
+        raise CorpusError(
+            f"{text}: a URL must tell all that its file system needs, but this protocol's needs more; name the files in it by another."
+        ) from None
+    except Exception as error:  # remote file systems raise errors of their own kinds
+        raise CorpusError(f"{text}: cannot be read: {_reason(error)}.") from None
     return made
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def without_query(path: str | os.PathLike[str]) -> str:
+    """`path` as text; where it is a URL of a web server, without its query, such as the signature of a presigned one."""
+    text = str(path)
+    return text.partition("?")[0] if text.startswith(("http://", "https://")) else text
 
 
 @contextlib.contextmanager

@@ -260,7 +260,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def send_head(self):
         if not self.path.startswith("/parts/"):
             return super().send_head()
-        content = Path(self.directory, self.path.removeprefix("/parts/")).read_bytes()
+        content = Path(self.directory, self.path.partition("?")[0].removeprefix("/parts/")).read_bytes()
         first, last = 0, len(content) - 1
         if span := self.headers.get("Range"):
             first, last = (int(n or last) for n in span.removeprefix("bytes=").split("-"))
@@ -280,6 +280,10 @@ def test_sources_by_http(tmp_path):
         url = f"http://127.0.0.1:{server.server_address[1]}"
         for source in ("m.jsonl", "parts/m.jsonl", "parts/shards/s-0.tar", "parts/tables/t.parquet"):
             assert heard(read_corpus(f"{url}/{source}")) == [0, 1, 2]
+        query = "?sig=a/b.c&t=1"  # as presigned URLs have
+        for source in ("m.jsonl", "parts/shards/s-0.tar", "parts/tables/t.parquet"):
+            plain, signed = read_corpus(f"{url}/{source}"), read_corpus(f"{url}/{source}{query}")
+            assert heard(signed) == [0, 1, 2] and [u.id for u in signed] == [u.id for u in plain]
         assert all("range requests" in error for error in outcomes(read_corpus(f"{url}/shards/s-0.tar")))
         (tmp_path / "flat/wav/1.flac").unlink()
         first, missing, last = outcomes(read_corpus(f"{url}/m.jsonl"))

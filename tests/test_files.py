@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,14 @@ def test_local_paths_are_plain_paths() -> None:
 def test_an_unknown_protocol_is_told_in_one_line() -> None:
     with pytest.raises(CorpusError, match="gopher://x/y: nothing that is installed opens URLs of this protocol"):
         as_path("gopher://x/y")
+
+
+@pytest.mark.parametrize("url", ["dir:///x", "dir://x/y", "reference://x"])
+def test_a_protocol_that_needs_more_than_a_url_is_told_in_one_line(url: str) -> None:
+    with warnings.catch_warnings(record=True) as told, pytest.raises(CorpusError, match=f"^{url}: a URL must tell all"):
+        warnings.simplefilter("always")
+        as_path(url)
+    assert not told
 
 
 @pytest.mark.parametrize("folder", ["local", "memory"])

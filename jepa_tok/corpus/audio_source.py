@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from jepa_tok.corpus.utterance import Utterance, absolute, check_path, one_line
 from jepa_tok.errors import AudioError, CorpusError
-from jepa_tok.files import as_path, is_url
+from jepa_tok.files import as_path, is_url, without_query
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,7 +174,7 @@ def _open_named(path: str, cell: Cell) -> BinaryIO:
     if cell.path is None:
         raise AudioError(f"{why}, and has no path.")
     try:
-        file = absolute(check_path(cell.path, path), os.path.dirname(cell.file))
+        file = absolute(check_path(cell.path, path), os.path.dirname(without_query(cell.file)))
         is_there = as_path(file).exists()
     except CorpusError as error:
         raise AudioError(str(error)) from None

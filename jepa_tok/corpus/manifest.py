@@ -41,7 +41,7 @@ from jepa_tok.corpus.utterance import (
     short,
 )
 from jepa_tok.errors import CorpusError
-from jepa_tok.files import as_path, is_url, write_text
+from jepa_tok.files import as_path, is_url, without_query, write_text
 
 NUMERIC_COLUMNS = {"start": float, "end": float, "duration_s": float, "sample_rate": int}
 """TSV columns that are read as numbers."""
@@ -63,7 +63,8 @@ def iter_corpus(
     path = as_path(text)
     with reading(text):
         # A URL with a suffix is a file: to ask a server costs a request, and not all can tell.
-        is_folder = path.is_dir() if not is_url(text) else not path.suffix
+        suffix = path.suffix if not is_url(text) else as_path(without_query(text)).suffix
+        is_folder = path.is_dir() if not is_url(text) else not suffix
         is_pattern = "{" in text and not is_folder and not path.exists()
         if not is_pattern:
             check_there(path)
@@ -71,17 +72,21 @@ def iter_corpus(
         from jepa_tok.corpus.folder import read_folder
 
         return read_folder(path, allow_pipes, refuse)
-    if path.suffix == ".jsonl":
+    if suffix == ".jsonl":
         return _read_jsonl(path, refuse)
-    if path.suffix == ".tsv":
+    if suffix == ".tsv":
         return _read_tsv(path, refuse)
-    if path.suffix in (".parquet", ".tar"):
+    if suffix in (".parquet", ".tar"):
         from jepa_tok.corpus.parquet import read_parquet
         from jepa_tok.corpus.tar import expand_braces, read_tars
 
         files = [as_path(name) for name in expand_braces(text)] if is_pattern else [path]
-        return read_parquet(files, refuse) if path.suffix == ".parquet" else read_tars(files, refuse)
-    hint = "; unpack it, compressed archives cannot be read in place" if re.search(r"\.(tgz|tar\.\w+)$", text) else ""
+        return read_parquet(files, refuse) if suffix == ".parquet" else read_tars(files, refuse)
+    hint = (
+        "; unpack it, compressed archives cannot be read in place"
+        if re.search(r"\.(tgz|tar\.\w+)$", without_query(text))
+        else ""
+    )
     raise CorpusError(
         f"{source}: a corpus must be a .jsonl or .tsv manifest, .parquet or .tar files, a Kaldi data folder or a folder of audio{hint}."
     )
@@ -181,6 +186,7 @@ def _as_text(value: Any) -> str:
 
 
 def _read_jsonl(path: Path, refuse: Refuse) -> Iterator[Entry]:
+    folder = as_path(without_query(path)).parent
     for number, line in read_lines(path, refuse):
         if not line.strip():
             continue
@@ -188,7 +194,7 @@ def _read_jsonl(path: Path, refuse: Refuse) -> Iterator[Entry]:
         row: dict[str, Any] = {}
         try:
             row = parse_object(line, place)
-            utterance = _utterance(row, place, path)
+            utterance = _utterance(row, place, folder)
         except CorpusError as error:
             refuse(_refused_row(place, error, row))
             continue
@@ -212,6 +218,7 @@ def parse_object(text: str, place: str) -> dict[str, Any]:
 
 def _read_tsv(path: Path, refuse: Refuse) -> Iterator[Entry]:
     columns: list[str] = []
+    folder = as_path(without_query(path)).parent
     for number, line in read_lines(path, refuse):
         place = f"{path}:{number}"
         cells = line.split("\t")
@@ -230,7 +237,7 @@ def _read_tsv(path: Path, refuse: Refuse) -> Iterator[Entry]:
                 raise CorpusError(
                     f"{place}: the row must have {len(columns)} cells as the header, but has {len(cells)}."
                 )
-            utterance = _utterance(row | _numbers(row, place), place, path)
+            utterance = _utterance(row | _numbers(row, place), place, folder)
         except CorpusError as error:
             refuse(_refused_row(place, error, row))
             continue
@@ -248,7 +255,7 @@ def _numbers(row: dict[str, str], place: str) -> dict[str, float]:
     return found
 
 
-def _utterance(row: dict[str, Any], place: str, manifest: Path) -> Utterance:
+def _utterance(row: dict[str, Any], place: str, folder: Path) -> Utterance:
     row = {k: v for k, v in row.items() if v is not None}
     for name in ("id", "path"):
         if name not in row:
@@ -265,7 +272,7 @@ def _utterance(row: dict[str, Any], place: str, manifest: Path) -> Utterance:
     check_values(row, place)
     start, end = (_seconds(row.pop(name, None)) for name in ("start", "end"))
     check_segment(start, end, place)
-    return Utterance(id, absolute(path, manifest.parent), start, end, row)
+    return Utterance(id, absolute(path, folder), start, end, row)
 
 
 def _seconds(value: float | None) -> float | None:

@@ -28,7 +28,7 @@ from jepa_tok.corpus.audio_source import Cell
 from jepa_tok.corpus.manifest import check_values
 from jepa_tok.corpus.utterance import Refuse, Utterance, check_id, check_path, one_line, refused
 from jepa_tok.errors import CorpusError
-from jepa_tok.files import as_path, is_url
+from jepa_tok.files import as_path, is_url, without_query
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +71,7 @@ def _read_file(name: str, refuse: Refuse) -> Iterator[tuple[str, Utterance]]:
         wanted = [field.name for field in schema if field.name != audio and not _has_binary(field.type)]
         labels = _class_labels(schema)
         beside = [f"{audio}.path"] if cells != audio and _has_path(schema.field(audio).type) else []
-        stem = posixpath.basename(name).removesuffix(".parquet")
+        stem = posixpath.basename(without_query(name)).removesuffix(".parquet")
         split = re.fullmatch(r"(.+)-\d{5}-of-\d{5}", stem)
         defaults = {"split": split[1]} if split and "split" not in wanted else {}
         number = 0
