@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
 
 from jepa_tok.cli import main
-from jepa_tok.corpus import ray_engine, tokenize_corpus
+from jepa_tok.corpus import ray_engine, tokenize_corpus, verify_tokens
 from jepa_tok.corpus.tokenize import Progress
 from jepa_tok.errors import CorpusError
 from jepa_tok.tokenizer import SpeechTokenizer
@@ -76,6 +77,23 @@ def test_utterances_go_out_a_few_shards_at_a_time(ray, tmp_path, monkeypatch):
     tokenize_corpus(manifest, tmp_path / "ray", tokenizer, rows_per_shard=2, engine="ray", workers=1)
     assert events == ["put"] * 3 + ["done"] * 3 + ["put"] * 2 + ["done"] * 2
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_the_command_line_starts_a_cluster_and_gives_the_rows_of_a_local_run(tmp_path):
+    pytest.importorskip("ray.data", reason="needs jepa-tok[ray]")
+    manifest = make_corpus(tmp_path / "in", 5, bad=(3,))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    options = ["--tokenizer", "tiny", "--random-init", "--rows-per-shard", "2", "--engine", "ray", "--workers", "1"]
+    command = [sys.executable, "-m", "jepa_tok", "tokenize", manifest, tmp_path / "ray", *options]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1, result.stderr  # for the file that was skipped
+    assert "4 of 5 clips in 3 shards" in result.stdout and result.stdout.count("\n") == 1
+    assert all(line.startswith("jepa-tok: ") for line in result.stderr.splitlines()), result.stderr
+    tokenizer = SpeechTokenizer.from_config("tiny")
+    tokenize_corpus(manifest, tmp_path / "local", tokenizer, rows_per_shard=2)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+    assert verify_tokens(tmp_path / "ray").sound
 
 
 def test_without_ray(tmp_path, monkeypatch, capsys):
