@@ -7,6 +7,7 @@ has the same methods, so that the code above does not tell them apart.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
 import platform
 import re
@@ -65,6 +66,34 @@ def without_query(path: str | os.PathLike[str]) -> str:
     """`path` as text; where it is a URL of a web server, without its query, such as the signature of a presigned one."""
     text = str(path)
     return text.partition("?")[0] if text.startswith(("http://", "https://")) else text
+
+
+def glob_in(folder: Path, pattern: str) -> list[Path]:
+    """What `folder` holds by names that match `pattern`, in no order; nothing where there is no such folder.
+
+    `[`, `?` and `*` in the name of the folder itself are no pattern, which for URLs they are to `Path.glob`.
+    """
+    if not is_url(folder):
+        return list(folder.glob(pattern))
+    return [p for p in folder.iterdir() if fnmatch.fnmatchcase(p.name, pattern)] if folder.is_dir() else []
+
+
+def remove(path: Path, missing_ok: bool = False) -> None:
+    """Removes one file; as for `glob_in`, a URL is no pattern, which it is to `Path.unlink`."""
+    if not is_url(path):
+        path.unlink(missing_ok=missing_ok)
+    elif not missing_ok or path.exists():
+        remote: Any = path
+        remote.fs.rm_file(remote.path)
+
+
+def move(path: Path, target: Path) -> None:
+    """Moves one file, in place of `target` where that is there; as for `glob_in`, URLs are no patterns."""
+    if not is_url(path):
+        path.replace(target)
+        return
+    target.write_bytes(path.read_bytes())
+    remove(path)
 
 
 @contextlib.contextmanager

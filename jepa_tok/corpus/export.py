@@ -191,7 +191,7 @@ def _upload(names: list[str], scratch: Path, out: Path) -> None:
             _put(scratch / name, out / STAGING / name)
     except BaseException:
         with contextlib.suppress(Exception):
-            fs.rm(staging, recursive=True)
+            _remove_folder(fs, staging)
         raise
 
     # While files are exchanged the folder is marked unfinished, so that plain shards, which are read without metadata.json,
@@ -208,7 +208,17 @@ def _upload(names: list[str], scratch: Path, out: Path) -> None:
         except NotImplementedError:
             _put(scratch / name, out / name)
     fs.rm_file(f"{root}/{CORPUS_FILE}")
-    fs.rm(staging, recursive=True)
+    _remove_folder(fs, staging)
+
+
+def _remove_folder(fs: Any, folder: str) -> None:
+    # File by file: `fs.rm` takes `[`, `?` and `*` in the folder's name for a pattern.
+    found = fs.find(folder, withdirs=True, detail=True)
+    for path in (p for p in found if found[p]["type"] == "file"):
+        fs.rm_file(path)
+    for path in [*sorted((p for p in found if found[p]["type"] != "file"), reverse=True), folder]:
+        with contextlib.suppress(Exception):  # most stores have no folders to remove
+            fs.rmdir(path)
 
 
 def _put(file: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from jepa_tok.corpus.schema import ShardMetadata, TokenRow
 from jepa_tok.corpus.shards import read_state, write_numbered_shard, write_state
 from jepa_tok.corpus.utterance import Utterance
 from jepa_tok.errors import AudioError, CorpusError
-from jepa_tok.files import as_path
+from jepa_tok.files import as_path, glob_in, remove
 
 GIVE_BACK = 100.0
 """Seconds of audio after which freed memory is given back to the system."""
@@ -65,12 +65,12 @@ class ShardMaker:
 
     def _remove(self, index: int) -> None:
         # Only now a finished corpus is no longer finished: `strict` may end before anything of it changes.
-        for old in as_path(self.out).glob(f"tokens-{index:05d}.*.parquet"):
+        for old in glob_in(as_path(self.out), f"tokens-{index:05d}.*.parquet"):
             state = read_state(self.out)
             if state["state"] == "done":
                 state.pop("shards", None)
                 write_state(self.out, {**state, "state": "running"})
-            old.unlink()
+            remove(old)
 
     def _encode(
         self, members: Sequence[Utterance], workers: int, heard: Heard | None

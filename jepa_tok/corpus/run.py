@@ -47,7 +47,7 @@ from jepa_tok.corpus.shards import (
 from jepa_tok.corpus.spool import UtteranceList, spool_corpus
 from jepa_tok.corpus.utterance import Utterance, reading
 from jepa_tok.errors import CorpusError
-from jepa_tok.files import as_path, atomic_writer, is_url, lock_folder, unlock
+from jepa_tok.files import as_path, atomic_writer, glob_in, is_url, lock_folder, move, remove, unlock
 
 log = logging.getLogger(__name__)
 
@@ -160,12 +160,12 @@ class CorpusRun:
             busy = f"{self.out}: another process is tokenizing into this folder; wait for it or end it."
             self._lock = lock_folder(self.out, busy)
         for name in ("tokens-*.parquet", SKIPPED_FILE, CORPUS_FILE):
-            for left_over in self.out.glob(f"{name}.*.tmp"):
-                left_over.unlink()
+            for left_over in glob_in(self.out, f"{name}.*.tmp"):
+                remove(left_over)
         if overwrite:
-            shards = [*self.out.glob("tokens-*.parquet"), *self.out.glob("tokens-*.parquet.damaged")]
+            shards = [*glob_in(self.out, "tokens-*.parquet"), *glob_in(self.out, "tokens-*.parquet.damaged")]
             for old in [*shards, self.out / SKIPPED_FILE, self.out / CORPUS_FILE]:
-                old.unlink(missing_ok=True)
+                remove(old, missing_ok=True)
         given = self._fingerprint()
         done = False
         if (self.out / CORPUS_FILE).exists():
@@ -178,7 +178,7 @@ class CorpusRun:
                         "--overwrite this one."
                     )
             done = state["state"] == "done"
-        elif any(self.out.glob("tokens-*.parquet")):
+        elif glob_in(self.out, "tokens-*.parquet"):
             raise CorpusError(
                 f"{self.out}: the folder holds token shards but no {CORPUS_FILE} that says of what; "
                 "take another output folder, or --overwrite this one."
@@ -284,13 +284,13 @@ class CorpusRun:
         self._lock = None
 
     def _put_damaged_aside(self) -> None:
-        for path in sorted(self.out.glob("tokens-*.parquet")):
+        for path in sorted(glob_in(self.out, "tokens-*.parquet")):
             with reading(str(path)):
                 damaged = named_hash(path) not in (None, content_hash(path))
             if damaged:
                 aside = path.with_name(f"{path.name}.damaged")
                 with writing(aside):
-                    path.rename(aside)
+                    move(path, aside)
                 log.warning(
                     "%s: the shard is damaged: its bytes contradict the hash in its name; it is now %s, and made again.",
                     path,
@@ -357,9 +357,10 @@ class CorpusRun:
 
     def _clear(self) -> None:
         for path in [*list_shards(self.out).values(), self.out / SKIPPED_FILE, self.out / CORPUS_FILE]:
-            path.unlink()
-        with contextlib.suppress(OSError):  # other files may be in it
-            self.out.rmdir()
+            remove(path)
+        if not is_url(self.out):  # `rmdir` of a URL removes what is in the folder, too
+            with contextlib.suppress(OSError):  # other files may be in it
+                self.out.rmdir()
 
     @contextlib.contextmanager
     def _writer(self, name: str) -> Iterator[IO[bytes]]:

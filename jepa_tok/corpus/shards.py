@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 from jepa_tok.corpus.schema import RESERVED, ShardMetadata, TokenRow, column_types, from_table, to_table
 from jepa_tok.corpus.utterance import check_there, one_line
 from jepa_tok.errors import CorpusError
-from jepa_tok.files import as_path, atomic_writer, is_url, write_text
+from jepa_tok.files import as_path, atomic_writer, glob_in, is_url, write_text
 
 if TYPE_CHECKING:
     from jepa_tok.tokens import Tokens
@@ -147,7 +147,7 @@ class TokenShardWriter:
         self._ids: set[str] = set()
         if rows_per_shard < 1:
             raise CorpusError(f"`rows_per_shard` must be at least 1, but is {rows_per_shard} instead.")
-        if any(self.folder.glob("tokens-*.parquet")):
+        if glob_in(self.folder, "tokens-*.parquet"):
             raise CorpusError(f"{self.folder}: the folder holds token shards already; take another.")
 
     def add(self, id: str, tokens: Tokens, **info: Any) -> None:
@@ -196,7 +196,7 @@ def find_shards(path: str | os.PathLike[str]) -> list[Path]:
         return [path]
     check_there(path)
     numbered = list_shards(path)
-    others = sorted(file for file in path.glob("tokens-*.parquet") if not _NAME.fullmatch(file.name))
+    others = sorted(file for file in glob_in(path, "tokens-*.parquet") if not _NAME.fullmatch(file.name))
     shards = [*numbered.values(), *others]
     if (path / CORPUS_FILE).exists():
         state = read_state(path)
@@ -215,7 +215,7 @@ def list_shards(folder: str | os.PathLike[str]) -> dict[int, Path]:
     Raises CorpusError where two files have one number: two machines made it, and not with the same result.
     """
     found: dict[int, Path] = {}
-    for path in as_path(folder).glob("tokens-*.parquet"):
+    for path in glob_in(as_path(folder), "tokens-*.parquet"):
         if match := _NAME.fullmatch(path.name):
             other = found.setdefault(int(match[1]), path)
             if other != path:

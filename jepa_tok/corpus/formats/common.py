@@ -17,7 +17,7 @@ from jepa_tok.corpus.schema import RESERVED, ShardMetadata, TokenRow, check_row
 from jepa_tok.corpus.shards import find_shards, open_shard, read_metadata, read_shards
 from jepa_tok.corpus.utterance import check_there, one_line
 from jepa_tok.errors import CorpusError
-from jepa_tok.files import as_path, is_url
+from jepa_tok.files import as_path, glob_in, is_url
 
 METADATA_FILE = "metadata.json"
 EXPORT_FORMAT = "jepa-tok-export/1"
@@ -138,7 +138,7 @@ def open_tokens(path: str | os.PathLike[str]) -> TokenSource:
             return TokenSource(path, info.layout, info.metadata, info.columns, info.utterances, rows)
     elif path.is_file() and path.suffix != ".parquet":
         raise CorpusError(f"{path}: tokens must be a folder or a .parquet file, but this is another file.")
-    elif path.is_dir() and not any(path.glob("tokens-*.parquet")):
+    elif path.is_dir() and not glob_in(path, "tokens-*.parquet"):
         raise CorpusError(
             f"{path}: the folder must hold tokens-*.parquet, or be one that `jepa-tok export` wrote "
             f"(with a {METADATA_FILE}), but is neither."

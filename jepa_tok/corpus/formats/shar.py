@@ -29,6 +29,7 @@ from jepa_tok.corpus.formats.common import ExportInfo, json_values, make_row, pa
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow
 from jepa_tok.corpus.utterance import one_line
 from jepa_tok.errors import CorpusError
+from jepa_tok.files import glob_in
 
 FOLDER = "shar"
 SUPERVISION = ("text", "speaker", "gender", "language")
@@ -108,7 +109,7 @@ class Writer:
 
 def read_rows(folder: Path, info: ExportInfo) -> Iterator[TokenRow]:
     """See RowReader."""
-    shards = sorted((folder / FOLDER).glob("cuts.*.jsonl.gz"))
+    shards = sorted(glob_in(folder / FOLDER, "cuts.*.jsonl.gz"))
     for shard in shards:
         tar = shard.with_name(shard.name.replace("cuts.", "tokens.", 1).replace(".jsonl.gz", ".tar"))
         try:
