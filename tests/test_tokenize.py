@@ -232,11 +232,15 @@ def test_freed_memory_is_given_back_within_a_shard(tmp_path, monkeypatch):
 # Other libraries' readers open the shards as they are -----------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A tokenized corpus, and id, tokens and number of its rows."""
+BAD = {"a file": (2,), "the first shard": (0, 1, 2), "a shard": (2, 3, 4, 5), "the last shard": (6,)}
+
+
+@pytest.fixture(scope="module", params=BAD)
+def made(request, tmp_path_factory):
+    """A tokenized corpus with files that were skipped, and id, tokens and number of its rows."""
     folder = tmp_path_factory.mktemp("made")
-    tokenize_corpus(make_corpus(folder / "in", 7, bad=(2,)), folder / "out", Counter(), rows_per_shard=3)
+    manifest = make_corpus(folder / "in", 7, bad=BAD[request.param])
+    tokenize_corpus(manifest, folder / "out", Counter(), rows_per_shard=3)
     return folder / "out", [(r.id, r.ids.flatten().tolist(), r.info["number"]) for r in read_shards(folder / "out")]
 
 

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from jepa_tok.corpus import (
     CorpusRun,
     content_hash,
+    find_shards,
     list_shards,
     read_shards,
     tokenize_corpus,
 )
+from jepa_tok.corpus.verify import verify_tokens
 from jepa_tok.errors import CorpusError
 from tests.corpora import Counter, contents, make_corpus
 
@@ -175,6 +177,35 @@ def test_mended_files_are_taken_up_on_request(tmp_path):
     assert sum(map(len, again.batches)) == 2
     assert [r.id for r in read_shards(tmp_path / "out")] == [f"u{i}" for i in range(5)]
     assert (tmp_path / "out" / "skipped.jsonl").read_text() == ""
+
+
+def test_a_shard_of_which_all_files_were_skipped_is_done(tmp_path):
+    manifest, out = make_corpus(tmp_path / "in", 6, bad=(2, 3)), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        tokenize_corpus(manifest, out, Counter(interrupt_at=3), rows_per_shard=2)
+    empty = list_shards(out)[1]
+    assert [p.suffix for p in list_shards(out).values()] == [".parquet", ".empty"]
+    again = Counter()
+    summary = tokenize_corpus(manifest, out, again, rows_per_shard=2)
+    assert len(again.batches) == 2 and (summary.written, summary.skipped, summary.num_shards) == (4, 2, 3)
+    assert empty not in find_shards(out) and [r.id for r in read_shards(out)] == ["u0", "u1", "u4", "u5"]
+    assert verify_tokens(out).sound and tokenize_corpus(manifest, out, Counter(), rows_per_shard=2) == summary
+    whole = contents(out)
+
+    empty.write_bytes(b"PAR1")
+    assert not verify_tokens(out).sound
+    assert tokenize_corpus(manifest, out, Counter(), rows_per_shard=2).skipped == 2
+    empty.unlink()
+    with pytest.raises(CorpusError, match="not whole: 2 of 3 shards"):
+        find_shards(out)
+    assert not verify_tokens(out).sound
+    tokenize_corpus(manifest, out, Counter(), rows_per_shard=2)
+    assert whole.items() <= contents(out).items() and verify_tokens(out).sound
+
+    soundfile.write(tmp_path / "in" / "u3.wav", np.zeros(100), 24_000)
+    assert tokenize_corpus(manifest, out, Counter(), rows_per_shard=2, retry_skipped=True).skipped == 1
+    assert not empty.exists() and verify_tokens(out).sound
+    assert [r.id for r in read_shards(out)] == ["u0", "u1", "u3", "u4", "u5"]
 
 
 # What goes away meanwhile ---------------------------------------------------------------------------------------------

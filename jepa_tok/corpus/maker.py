@@ -11,10 +11,10 @@ from typing import Any
 
 from jepa_tok.corpus.encode import READERS, encode_utterances
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow
-from jepa_tok.corpus.shards import read_state, write_numbered_shard, write_state
+from jepa_tok.corpus.shards import list_shards, read_state, write_numbered_shard, write_state
 from jepa_tok.corpus.utterance import Utterance
 from jepa_tok.errors import AudioError, CorpusError
-from jepa_tok.files import as_path, glob_in, remove
+from jepa_tok.files import as_path, remove
 
 GIVE_BACK = 100.0
 """Seconds of audio after which freed memory is given back to the system."""
@@ -65,7 +65,7 @@ class ShardMaker:
 
     def _remove(self, index: int) -> None:
         # Only now a finished corpus is no longer finished: `strict` may end before anything of it changes.
-        for old in glob_in(as_path(self.out), f"tokens-{index:05d}.*.parquet"):
+        if old := list_shards(self.out).get(index):
             state = read_state(self.out)
             if state["state"] == "done":
                 state.pop("shards", None)

@@ -8,6 +8,7 @@ aside (to `NAME.damaged`) and made again; to find them, each run first reads the
 says what is being made of what, so that two corpora or two tokenizers never mix in one folder.
 
     OUT/tokens-00000.0123456789abcdef.parquet ...   the tokens; see jepa_tok.corpus.shards
+    OUT/tokens-00001.0123456789abcdef.empty ...     the shards of which all files were skipped
     OUT/skipped.jsonl                               id, path and reason of every bad file and every refused row
     OUT/corpus.json                                 state (running or done), tokenizer, counts, hours, speed, command;
                                                     `shards`: file and rows of each, its hash being in its name
@@ -41,6 +42,7 @@ from jepa_tok.corpus.shards import (
     open_shard,
     read_metadata,
     read_state,
+    shard_files,
     write_state,
     writing,
 )
@@ -159,11 +161,11 @@ class CorpusRun:
         if not is_url(self.out):
             busy = f"{self.out}: another process is tokenizing into this folder; wait for it or end it."
             self._lock = lock_folder(self.out, busy)
-        for name in ("tokens-*.parquet", SKIPPED_FILE, CORPUS_FILE):
+        for name in ("tokens-*", SKIPPED_FILE, CORPUS_FILE):
             for left_over in glob_in(self.out, f"{name}.*.tmp"):
                 remove(left_over)
         if overwrite:
-            shards = [*glob_in(self.out, "tokens-*.parquet"), *glob_in(self.out, "tokens-*.parquet.damaged")]
+            shards = [*shard_files(self.out), *glob_in(self.out, "tokens-*.parquet.damaged")]
             for old in [*shards, self.out / SKIPPED_FILE, self.out / CORPUS_FILE]:
                 remove(old, missing_ok=True)
         given = self._fingerprint()
@@ -178,7 +180,7 @@ class CorpusRun:
                         "--overwrite this one."
                     )
             done = state["state"] == "done"
-        elif glob_in(self.out, "tokens-*.parquet"):
+        elif shard_files(self.out):
             raise CorpusError(
                 f"{self.out}: the folder holds token shards but no {CORPUS_FILE} that says of what; "
                 "take another output folder, or --overwrite this one."
@@ -284,7 +286,7 @@ class CorpusRun:
         self._lock = None
 
     def _put_damaged_aside(self) -> None:
-        for path in sorted(glob_in(self.out, "tokens-*.parquet")):
+        for path in shard_files(self.out):
             with reading(str(path)):
                 damaged = named_hash(path) not in (None, content_hash(path))
             if damaged:

@@ -3,7 +3,8 @@
     T frames   G tokens of a frame   one row an utterance
 
 A folder's shards are named by number and content, `tokens-00000.0123456789abcdef.parquet`: the 16 hex digits begin the
-SHA-256 of the file's bytes, so that a damaged shard contradicts its name, and what is made twice has one name.
+SHA-256 of the file's bytes, so that a damaged shard contradicts its name, and what is made twice has one name. A shard without
+rows, as all its files were skipped, ends in `.empty` instead: `datasets` opens no parquet file without rows.
 
 | column     | type                | what                                                                              |
 |------------|---------------------|-----------------------------------------------------------------------------------|
@@ -48,8 +49,11 @@ if TYPE_CHECKING:
 CORPUS_FILE = "corpus.json"
 CORPUS_FORMAT = "jepa-tok-corpus/1"
 
+EMPTY = ".empty"
+"""Suffix of a parquet shard without rows, which readers of `*.parquet` are not to meet."""
+
 _HASH_DIGITS = 16
-_NAME = re.compile(rf"tokens-([0-9]{{5,}})\.([0-9a-f]{{{_HASH_DIGITS}}})\.parquet")
+_NAME = re.compile(rf"tokens-([0-9]{{5,}})\.([0-9a-f]{{{_HASH_DIGITS}}})\.(?:parquet|empty)")
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
@@ -76,9 +80,10 @@ def write_numbered_shard(
     metadata: ShardMetadata,
     columns: Mapping[str, str] | None = None,
 ) -> Path:
-    """As `write_shard`, to shard `index` of `folder`, named by its content; returns the file."""
+    """As `write_shard`, to shard `index` of `folder`, named by its content, and as EMPTY without rows; returns the file."""
     data = _encode(rows, metadata, columns, f"{folder}, shard {index}")
-    return _write(as_path(folder) / f"tokens-{index:05d}.{_digits(hashlib.sha256(data))}.parquet", data)
+    name = f"tokens-{index:05d}.{_digits(hashlib.sha256(data))}"
+    return _write(as_path(folder) / (name + (".parquet" if rows else EMPTY)), data)
 
 
 def _encode(
@@ -147,7 +152,7 @@ class TokenShardWriter:
         self._ids: set[str] = set()
         if rows_per_shard < 1:
             raise CorpusError(f"`rows_per_shard` must be at least 1, but is {rows_per_shard} instead.")
-        if glob_in(self.folder, "tokens-*.parquet"):
+        if shard_files(self.folder):
             raise CorpusError(f"{self.folder}: the folder holds token shards already; take another.")
 
     def add(self, id: str, tokens: Tokens, **info: Any) -> None:
@@ -186,7 +191,7 @@ class TokenShardWriter:
 
 
 def find_shards(path: str | os.PathLike[str]) -> list[Path]:
-    """The shard files of a folder in order, or the one file that `path` is.
+    """The shard files of a folder in order, but for those without rows, or the one file that `path` is.
 
     Raises CorpusError where there are none, where two have one number, or where the folder's corpus.json says that more
     are to come.
@@ -196,7 +201,7 @@ def find_shards(path: str | os.PathLike[str]) -> list[Path]:
         return [path]
     check_there(path)
     numbered = list_shards(path)
-    others = sorted(file for file in glob_in(path, "tokens-*.parquet") if not _NAME.fullmatch(file.name))
+    others = [file for file in shard_files(path) if file.suffix != EMPTY and not _NAME.fullmatch(file.name)]
     shards = [*numbered.values(), *others]
     if (path / CORPUS_FILE).exists():
         state = read_state(path)
@@ -204,18 +209,24 @@ def find_shards(path: str | os.PathLike[str]) -> list[Path]:
             raise CorpusError(
                 f"{path}: the corpus is not whole: {len(shards)} of {state['num_shards']} shards; rerun its tokenization."
             )
+    shards = [file for file in shards if file.suffix != EMPTY]
     if not shards:
         raise CorpusError(f"{path}: the folder must hold token shards (tokens-*.parquet), but holds none.")
     return shards
 
 
+def shard_files(folder: Path) -> list[Path]:
+    """All that has a shard's name in a folder, with rows or without, in order of names."""
+    return sorted(file for file in glob_in(folder, "tokens-*") if file.suffix in (".parquet", EMPTY))
+
+
 def list_shards(folder: str | os.PathLike[str]) -> dict[int, Path]:
-    """The shards of a folder that are named by number and content, in order of their numbers.
+    """The shards of a folder that are named by number and content, in order of their numbers; those without rows, too.
 
     Raises CorpusError where two files have one number: two machines made it, and not with the same result.
     """
     found: dict[int, Path] = {}
-    for path in glob_in(as_path(folder), "tokens-*.parquet"):
+    for path in shard_files(as_path(folder)):
         if match := _NAME.fullmatch(path.name):
             other = found.setdefault(int(match[1]), path)
             if other != path:

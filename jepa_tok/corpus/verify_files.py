@@ -25,10 +25,10 @@ from jepa_tok.corpus.shards import (
     read_metadata,
     read_shards,
     read_state,
+    shard_files,
 )
 from jepa_tok.corpus.utterance import one_line, short
 from jepa_tok.errors import ConfigError, CorpusError
-from jepa_tok.files import glob_in
 
 KEPT = 100
 """Failures whose lines are kept; the rest are counted."""
@@ -66,7 +66,7 @@ class Shards:
         self.metadata: ShardMetadata | None = None
         self.skipped = 0
         """Files that the shards say were skipped."""
-        self.files: list[Path] = [path] if path.is_file() else sorted(glob_in(path, "tokens-*.parquet"))
+        self.files: list[Path] = [path] if path.is_file() else shard_files(path)
         self.state: dict[str, Any] | None = None
         if path.is_dir() and (path / CORPUS_FILE).exists():
             self.state = read_state(path)
