@@ -237,10 +237,14 @@ BAD = {"a file": (2,), "the first shard": (0, 1, 2), "a shard": (2, 3, 4, 5), "t
 
 @pytest.fixture(scope="module", params=BAD)
 def made(request, tmp_path_factory):
-    """A tokenized corpus with files that were skipped, and id, tokens and number of its rows."""
+    """A tokenized corpus with files that were skipped and a shard that was damaged, and id, tokens and number of its rows."""
     folder = tmp_path_factory.mktemp("made")
     manifest = make_corpus(folder / "in", 7, bad=BAD[request.param])
     tokenize_corpus(manifest, folder / "out", Counter(), rows_per_shard=3)
+    damaged = find_shards(folder / "out")[0]
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    tokenize_corpus(manifest, folder / "out", Counter(), rows_per_shard=3)
+    assert damaged.with_suffix(".damaged").exists()
     return folder / "out", [(r.id, r.ids.flatten().tolist(), r.info["number"]) for r in read_shards(folder / "out")]
 
 

@@ -125,7 +125,7 @@ def test_damaged_shards_are_put_aside_and_made_again(whole, tmp_path, caplog, fi
         state = json.loads((tmp_path / "corpus.json").read_text())
         (tmp_path / "corpus.json").write_text(json.dumps(state | {"state": "running"}))
     tokenize_corpus(manifest, tmp_path, Counter(), rows_per_shard=2)
-    aside = [path.with_name(f"{path.name}.damaged") for path in (shards[1], shards[3])]
+    aside = [path.with_suffix(".damaged") for path in (shards[1], shards[3])]
     assert [path.read_bytes() for path in aside] == [flipped, kept[shards[3]][:-9]]
     assert [record.getMessage().split(": ")[0] for record in caplog.records] == [str(shards[1]), str(shards[3])]
     for path in aside:
@@ -141,7 +141,7 @@ def test_damage_behind_a_url_is_mended_too(whole):
     path.write_bytes(b"PAR1")
     tokenize_corpus(manifest, out, Counter(), rows_per_shard=2)
     found = {path.rpartition("/")[2]: store.cat(path) for path in store.ls("/damaged/out", detail=False)}
-    assert found.pop(f"{path.name}.damaged") == b"PAR1"
+    assert found.pop(f"{path.stem}.damaged") == b"PAR1"
     assert found.pop("corpus.json") and found == expected
 
 

@@ -4,7 +4,7 @@ Which utterance belongs to which shard is settled before the first is read: shar
 onwards, in the order of the manifest. A shard appears whole or not at all, and carries the list of the files that were
 skipped in it, so a run killed at any instant and started again makes the shards that are missing and nothing else, and
 the result has the same bytes as that of an uninterrupted run. A shard whose bytes contradict the hash in its name is moved
-aside (to `NAME.damaged`) and made again; to find them, each run first reads the shards that are there. `OUT/corpus.json`
+aside (to `tokens-00000.HASH.damaged`) and made again; to find them, each run first reads the shards that are there. `OUT/corpus.json`
 says what is being made of what, so that two corpora or two tokenizers never mix in one folder.
 
     OUT/tokens-00000.0123456789abcdef.parquet ...   the tokens; see jepa_tok.corpus.shards
@@ -165,7 +165,7 @@ class CorpusRun:
             for left_over in glob_in(self.out, f"{name}.*.tmp"):
                 remove(left_over)
         if overwrite:
-            shards = [*shard_files(self.out), *glob_in(self.out, "tokens-*.parquet.damaged")]
+            shards = [*shard_files(self.out), *glob_in(self.out, "tokens-*.damaged")]
             for old in [*shards, self.out / SKIPPED_FILE, self.out / CORPUS_FILE]:
                 remove(old, missing_ok=True)
         given = self._fingerprint()
@@ -290,7 +290,7 @@ class CorpusRun:
             with reading(str(path)):
                 damaged = named_hash(path) not in (None, content_hash(path))
             if damaged:
-                aside = path.with_name(f"{path.name}.damaged")
+                aside = path.with_suffix(".damaged")  # without .parquet, by which `datasets` finds files
                 with writing(aside):
                     move(path, aside)
                 log.warning(
