@@ -131,9 +131,15 @@ def test_tokenize_names_bad_files_and_exits_with_1(jepa_tok, folder, clips, tmp_
         and "skipped 'bad0'" in lines[0]
         and "bad0.wav" in lines[0]
         and "skipped 12 (2 more)" in lines[-1]
+        and "the same command with --retry-skipped takes up" in lines[-1]
     )
     assert jepa_tok("tokenize", manifest, tmp_path / "out", "--tokenizer", folder)[0] == 1  # also when all is done
     assert_error(jepa_tok("tokenize", manifest, tmp_path / "strict", "--strict", "--tokenizer", folder), "bad")
+
+    refused = make_manifest(tmp_path, clips)
+    refused.write_text(refused.read_text() + "no JSON\n")
+    status, _, err = jepa_tok("tokenize", refused, tmp_path / "refused", "--tokenizer", folder)
+    assert status == 1 and "skipped 1" in err and "--retry-skipped" not in err, "which takes up no rows"
 
 
 @pytest.mark.parametrize("source", ["gone.jsonl", "empty.jsonl", "broken.jsonl", "emptyfolder"])

@@ -122,4 +122,6 @@ def _name_skipped(summary: TokenizeSummary) -> None:
             bad = json.loads(line)
             complain(f"skipped '{bad['id']}': {bad['reason']}")
     more = f" ({summary.skipped - SHOWN} more)" if summary.skipped > SHOWN else ""
-    complain(f"skipped {summary.skipped}{more}: each with its reason in {path}")
+    again = "; the same command with --retry-skipped takes up files that are mended or back"
+    again = again if summary.skipped > summary.refused else ""
+    complain(f"skipped {summary.skipped}{more}: each with its reason in {path}{again}")

@@ -76,6 +76,12 @@ def part_from_json(text: str | None) -> Part | None:
     return {"Slice": Slice, "Cell": Cell, "Command": Command}[name](*values)
 
 
+def audio_file(utterance: Utterance) -> str | None:
+    """Path or URL of the file that an utterance's audio is, or is in; None where a command makes it."""
+    part = utterance.part
+    return utterance.path if part is None else None if isinstance(part, Command) else part.file
+
+
 def load_utterance(
     utterance: Utterance, sample_rate: int, *, start: float | None = None, end: float | None = None
 ) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jepa_tok.corpus.audio_source import Cell, Slice
 from jepa_tok.corpus.encode import READERS, encode_utterances
 from jepa_tok.corpus.schema import ShardMetadata, TokenRow
 from jepa_tok.corpus.shards import list_shards, read_state, write_numbered_shard, write_state
@@ -31,6 +33,8 @@ class ShardMaker:
     """Folder of the shards, a path or a URL."""
     source: str | None
     """Path of the corpus, which must still be there when files are skipped; None where it has none."""
+    folder: str | None
+    """Folder on this machine that all audio is in, which must be there and hold something then; None where there is none."""
     tokenizer: Any
     metadata: ShardMetadata
     columns: Mapping[str, str]
@@ -47,21 +51,31 @@ class ShardMaker:
     ) -> None:
         """Writes shard `index` of these utterances, whole or not at all.
 
-        Raises CorpusError at the first bad file if `strict`, where the whole source has vanished, and where the shard
-        cannot be written.
+        Raises CorpusError at the first bad file if `strict`, where the source, an archive of it or the folder of all audio
+        has vanished, and where the shard cannot be written.
         """
         rows, skipped = self._encode(members, workers, heard)
-        if skipped and self.source is not None and not is_there(self.source):
-            # A disk that went away is no reason to skip all that is on it.
-            raise CorpusError(
-                f"{self.source}: the corpus was there at the start, but has vanished; bring it back and run the same "
-                "command again, it goes on."
-            )
+        if skipped:
+            lost = {skip["id"] for skip in skipped}
+            self._check_there(u for u in members if u.id in lost)
         extra = {**self.metadata.extra, "shard": index, "skipped": skipped}
         if self.replace:
             self._remove(index)  # before: killed in between, the shard is missing and made again, never there twice
         write_numbered_shard(self.out, index, rows, dataclasses.replace(self.metadata, extra=extra), self.columns)
         give_memory_back()
+
+    def _check_there(self, lost: Iterable[Utterance]) -> None:
+        # A disk that went away is no reason to skip all that is on it.
+        again = "run the same command again, it goes on."
+        listed = dict.fromkeys(filter(None, map(_opened, lost)))  # in order, each once
+        for place in [self.source, *listed]:
+            if place is not None and not is_there(place):
+                raise CorpusError(f"{place}: was there at the start, but has vanished; bring it back and {again}")
+        if self.folder is not None and _is_empty(self.folder):
+            raise CorpusError(
+                f"{self.folder}: all audio of the corpus is in this folder, but it has vanished, is empty or was never "
+                f"there; bring it back and {again}"
+            )
 
     def _remove(self, index: int) -> None:
         # Only now a finished corpus is no longer finished: `strict` may end before anything of it changes.
@@ -113,6 +127,23 @@ def give_memory_back() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _opened(utterance: Utterance) -> str | None:
+    # The tar or parquet file that was read to know of the utterance; a Kaldi archive, of which wav.scp tells, was not.
+    part = utterance.part
+    return part.file if isinstance(part, Cell) or (isinstance(part, Slice) and part.size is not None) else None
+
+
+def _is_empty(folder: str) -> bool:
+    # Whether a local folder holds nothing, as one does that a disk was mounted on, or is not there.
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except PermissionError:  # which may be entered, though not listed
+        return False
+    except OSError:
+        return True
 
 
 def is_there(path: str) -> bool:

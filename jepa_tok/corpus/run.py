@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jepa_tok
 from jepa_tok.corpus.encode import READERS
@@ -138,6 +138,7 @@ class CorpusRun:
         self.maker = ShardMaker(
             out=str(self.out),
             source=self.source if is_there(self.source) else None,
+            folder=self.utterances.folder,
             tokenizer=tokenizer,
             metadata=self.metadata,
             columns=self.columns,
@@ -220,7 +221,7 @@ class CorpusRun:
         written = skipped = frames = samples = new_samples = 0
         reason = ""
         shards: list[dict[str, Any]] = []
-        with self._writer(SKIPPED_FILE) as file:
+        with writing(self.out / SKIPPED_FILE), atomic_writer(self.out / SKIPPED_FILE) as file:
             for row in self.utterances.refused:
                 file.write(_json_line({"id": row.id, "path": row.path, "reason": row.reason}))
             for index, path in self._all_shards():
@@ -363,11 +364,6 @@ class CorpusRun:
         if not is_url(self.out):  # `rmdir` of a URL removes what is in the folder, too
             with contextlib.suppress(OSError):  # other files may be in it
                 self.out.rmdir()
-
-    @contextlib.contextmanager
-    def _writer(self, name: str) -> Iterator[IO[bytes]]:
-        with writing(self.out / name), atomic_writer(self.out / name) as file:
-            yield file
 
 
 @contextlib.contextmanager

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import overload
 
-from jepa_tok.corpus.audio_source import part_from_json, part_to_json
+from jepa_tok.corpus.audio_source import audio_file, part_from_json, part_to_json
 from jepa_tok.corpus.manifest import Entry, check_entries, conditions, iter_corpus, select
 from jepa_tok.corpus.schema import column_types
 from jepa_tok.corpus.scratch import Scratch
 from jepa_tok.corpus.utterance import Refused, Utterance, fail, refused, taken
 from jepa_tok.errors import CorpusError
+from jepa_tok.files import is_url
 
 
 def spool_corpus(
@@ -57,8 +58,10 @@ class UtteranceList(Sequence[Utterance]):
         self.refused: list[Refused] = []
         """Rows of the source that were left out."""
         self._db = Scratch()
+        self.folder: str | None = None
+        """The deepest folder that all audio is in; None where some is behind a URL or from a command."""
         self._db.execute("CREATE TABLE rows (id TEXT, row TEXT, part TEXT, place TEXT)")
-        made = ((u.id, _row_to_json(u), part_to_json(u.part), place) for place, u in entries)
+        made = ((u.id, _row_to_json(u), part_to_json(u.part), place) for place, u in self._within_folder(entries))
         self._db.insert("INSERT INTO rows VALUES (?, ?, ?, ?)", made)
         self._count()
 
@@ -121,6 +124,21 @@ class UtteranceList(Sequence[Utterance]):
         for row, part in self._db.rows("SELECT row, part FROM rows WHERE rowid BETWEEN ? AND ? ORDER BY rowid", span):
             id, path, begin, end, info = json.loads(row)
             yield Utterance(id, path, begin, end, info, part_from_json(part))
+
+    def _within_folder(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        # The entries as they are; at their end `folder` is known.
+        folder, is_local = "", True
+        for place, u in entries:
+            file = audio_file(u)
+            if file is None or is_url(file):
+                is_local = False
+            elif is_local:
+                file = os.path.abspath(file)
+                folder = folder or os.path.dirname(file)
+                while not file.startswith(os.path.join(folder, "")) and folder != os.path.dirname(folder):
+                    folder = os.path.dirname(folder)
+            yield place, u
+        self.folder = folder if folder and is_local else None
 
     def _count(self) -> None:
         ((self._len,),) = self._db.rows("SELECT count(*) FROM rows")

@@ -89,7 +89,7 @@ class TokenizeTask(Task):
             self._recipe.skipped = summary.skipped
             log.info("{} of {} utterances tokenized into {} shards: {:.3f} hours, {} tokens, tokenizer {}.", summary.written, summary.utterances, summary.num_shards, summary.hours, summary.tokens, summary.hash)  # fmt: skip
             if summary.skipped:
-                log.warning("{} files skipped: see {}.", summary.skipped, self._corpus.out / SKIPPED_FILE)
+                log.warning("{} files skipped: see {}; `retry_skipped=true` takes up those that are mended or back.", summary.skipped, self._corpus.out / SKIPPED_FILE)  # fmt: skip
 
     @override
     def request_stop(self) -> None:
