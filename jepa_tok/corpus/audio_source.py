@@ -153,7 +153,7 @@ def _open(path: str, part: Part, in_place: bool) -> BinaryIO:
         from jepa_tok.corpus.parquet import read_cell
 
         data = read_cell(part)
-        return _Bytes(data, path) if data is not None else _open_named(path, part)
+        return _Bytes(data, path) if data is not None else _open_named(path, part, in_place)
     if not is_url(part.file):
         _check_regular(part.file)
     elif part.offset == 0 and part.size is None:
@@ -174,7 +174,7 @@ def _open(path: str, part: Part, in_place: bool) -> BinaryIO:
         return io.BufferedReader(_Window(file, part.offset, size, path))  # type: ignore[return-value]
 
 
-def _open_named(path: str, cell: Cell) -> BinaryIO:
+def _open_named(path: str, cell: Cell, in_place: bool) -> BinaryIO:
     """The file that a cell without bytes names, under the rules of paths in manifests; raises AudioError where none is there."""
     why = f"'{path}' must hold the bytes of an audio file, but is null"
     if cell.path is None:
@@ -189,7 +189,7 @@ def _open_named(path: str, cell: Cell) -> BinaryIO:
             f"{why}, and no file is at its path '{file}'; embed the files before `to_parquet` (dataset.with_format('arrow')"
             ".map(datasets.table.embed_table_storage, batched=True)), or take what `push_to_hub` writes."
         )
-    return _open(file, Slice(file, 0, None))
+    return _open(file, Slice(file, 0, None), in_place)
 
 
 def _riff_size(file: BinaryIO, offset: int, length: int) -> int:
