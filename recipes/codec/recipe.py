@@ -123,7 +123,9 @@ def fit_before_training(codec: Codec, config: CodecRecipeConfig, utterances: lis
         if config.pitch_steps:  # after the quantiser: the networks are fitted to a bound of their own
             fit_pitch(codec, waves(PITCH_SECONDS), config.pitch_steps, config.common.seed)
         else:
-            log.warning("`pitch_steps` is 0: the last tokens of a frame tell little of the pitch.")
+            log.warning(
+                "`pitch_steps` is 0, but the pitch networks of this model are new: the last tokens of a frame will tell little of the pitch. Leave it at its default."
+            )
     if frames and not fresh:
         fit_mel_head(codec, waves(crop), 10 * frames)
 
