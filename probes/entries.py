@@ -250,7 +250,8 @@ class Clips:
 
     def data(self, utterances: Sequence[Utterance]) -> ProbeData:
         """The table that a probe's `prepare` takes; `utterances` in the order of the frames."""
-        info = [{**u.info, "path": u.path} for u in utterances]
+        spans = [{"path": u.path, "start": u.start, "end": u.end} for u in utterances]
+        info = [{**u.info, **{k: v for k, v in span.items() if v is not None}} for u, span in zip(utterances, spans)]
         frames: Any = list(self.frames)
         meta: Any = self.view.meta
         counts = {"utterances": len(info), "frames": len(self.frames.data)}

@@ -120,11 +120,11 @@ class Corpus:
 
 
 def digest(utterances: Iterable[Utterance]) -> str:
-    """8 hex digits of which audio there is (ids, segments, files' sizes and ends): the key of what is made from it.
+    """8 hex digits of which audio there is (ids, segments, files' sizes and hashes): the key of what is made from it.
 
-    Ends, not only sizes: a WAV file that is made louder keeps its size. Of URLs and members of archives there are ids and segments alone.
+    Hashes, not only sizes: a WAV file that is edited may keep its size. Of URLs and members of archives there are ids and segments alone.
     """
-    own = [(u.id, u.start, u.end, _ends(u.path)) for u in utterances]
+    own = [(u.id, u.start, u.end, _content(u.path)) for u in utterances]
     return hashlib.sha256(repr(own).encode()).hexdigest()[:8]
 
 
@@ -338,21 +338,20 @@ def _unique(name: str, utterances: list[Utterance]) -> list[Utterance]:
     return utterances
 
 
-def _ends(path: str) -> tuple[int | None, str]:
-    """Bytes of a file, as `_size`, and the hash of its first and last 64 KiB."""
+def _content(path: str) -> tuple[int | None, str]:
+    """Bytes of a file, as `_size`, and their hash."""
     size = _size(path)
-    return (size, "") if size is None or size < 0 else (size, _hash_of_ends(path, size, os.stat(path).st_mtime_ns))
+    return (size, "") if size is None or size < 0 else (size, _hash(path, size, os.stat(path).st_mtime_ns))
 
 
 @cache
-def _hash_of_ends(path: str, size: int, changed: int) -> str:
+def _hash(path: str, size: int, changed: int) -> str:
     """Kept for a file as it is: a suite asks for it once a cell."""
-    block = 2**16
+    found = hashlib.sha256()
     with open(path, "rb") as file:
-        own = hashlib.sha256(file.read(block))
-        file.seek(max(size - block, 0))
-        own.update(file.read(block))
-    return own.hexdigest()
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _size(path: str) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 
 from jepa_tok.corpus import ShardMetadata, TokenShardWriter
@@ -387,3 +388,19 @@ def test_an_audio_error_has_one_line(run: Run, monkeypatch: Any, tmp_path: Path,
     monkeypatch.setattr("probes.run.load_utterance", broken)
     assert run("learner") == 2
     assert "error: 'x.wav' is cut short." in capsys.readouterr().err
+
+
+def test_clips_may_be_stretches_of_one_file(run: Run, tmp_path: Path) -> None:
+    """They share a path, and no audio."""
+    manifest, folder = tmp_path / "tones.jsonl", tmp_path / "tones"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    waves = [sf.read(tmp_path / row["path"]) for row in rows]
+    rate, at = waves[0][1], 0
+    for row, (wave, _) in zip(rows, waves):
+        row |= {"path": "tones/long.wav", "start": at / rate, "end": (at + len(wave)) / rate}
+        at += len(wave)
+    sf.write(folder / "long.wav", np.concatenate([wave for wave, _ in waves]), rate)
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("pitch") == 0
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert found["failed"] == 0 and found["tables"][0]["rows"]
