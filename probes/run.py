@@ -178,7 +178,9 @@ def tokenize(
 def _cells(corpus: Corpus, entry: Entry, seeds: Sequence[int]) -> list[Cell]:
     out = []
     for task in corpus.tasks:
-        labels = [[u.info.get(str(c)) for c in task.options.values() if isinstance(c, str)] for u in corpus.utterances]
+        # `speaker` is whom intervals are drawn over where a task names no other column.
+        columns = ["speaker", *(c for c in task.options.values() if isinstance(c, str))]
+        labels = [[u.info.get(c) for c in columns] for u in corpus.utterances]
         for seed in seeds:
             parts = (PROTOCOL, corpus.digest, labels, task.probe, sorted(task.options.items()), task.classes)
             key = hashlib.sha256(repr((*parts, entry.view, seed)).encode()).hexdigest()[:16]

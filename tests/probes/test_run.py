@@ -404,3 +404,16 @@ def test_clips_may_be_stretches_of_one_file(run: Run, tmp_path: Path) -> None:
     assert run("pitch") == 0
     found = json.loads((tmp_path / "out/results.json").read_text())
     assert found["failed"] == 0 and found["tables"][0]["rows"]
+
+
+def test_corrected_speakers_are_measured_anew(run: Run, tmp_path: Path) -> None:
+    """Intervals are drawn over them, though no task names the column."""
+    fakes.write_suite(tmp_path / "tones.yaml", "{high: {probe: classify, column: high, split_column: split_utt}}")
+    cells = tmp_path / "out/cells"
+    assert run("pitch") == 0
+    before = {f.name: f.read_text() for f in cells.glob("*.json")}
+    manifest = tmp_path / "tones.jsonl"
+    rows = [json.loads(line) | {"speaker": "one"} for line in manifest.read_text().splitlines()]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("pitch") == 0
+    assert before and all(f.read_text() != before[f.name] for f in cells.glob("*.json"))
