@@ -32,6 +32,7 @@ from jepa_tok.models import layers
 from jepa_tok.models.encoder import WaveFront
 from jepa_tok.models.layers import HifiGanResBlock, TimeConv, apply_mask
 from jepa_tok.presets import PRESETS
+from jepa_tok.seeding import seeded
 
 
 class Codec(ABC):
@@ -345,8 +346,7 @@ def make_codec(name: str, waves: list[Tensor]) -> Codec:
     Untrained quantisers are calibrated on the clips, as stage 2 does: their levels are used evenly.
     """
     if name in PEERS:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             return PEERS[name](waves)
     preset, _, block = name.rpartition("-")
     port = BLOCKS.get(block) if preset in PRESETS else None

@@ -33,6 +33,7 @@ from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.fsq import FSQ
 from jepa_tok.models.generator import Generator
 from jepa_tok.presets import tokenizer_config
+from jepa_tok.seeding import seeded
 from jepa_tok.streaming import StreamingSession
 from jepa_tok.tokens import Tokens
 
@@ -79,8 +80,7 @@ class SpeechTokenizer(nn.Module):
             raise ConfigError(
                 f"`config` must be a preset's name, a TokenizerConfig or a dict, but is {type(config).__name__} instead."
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seed))  # not torch.manual_seed, which reseeds the GPUs too
+        with seeded(int(seed)):
             return cls._build(config, "cpu")
 
     @classmethod

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jepa_tok.seeding import seeded
 from probes.ctc_loss import ctc_loss
 from probes.features import OneHot
 from probes.heads import Head, make_head
@@ -145,8 +146,7 @@ def train(
     batches = clips.batches(rows, min(max(share, LEAST_SECONDS), MOST_SECONDS))
     epochs = min(epochs, max(1, MOST_UPDATES // len(batches)))
     rng = np.random.default_rng([seed, 6])
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # of dropout
+    with seeded(seed):  # of dropout
         best, state = evaluate(head, clips, checks, device), copy.deepcopy(head.state_dict())
         step, steps = 0, epochs * len(batches)
         for _ in range(epochs):

@@ -29,6 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa_tok.seeding import seeded
+
 LSTM_UNITS, LSTM_LAYERS, LSTM_DROPOUT = 256, 2, 0.2
 
 
@@ -115,8 +117,7 @@ class LSTMHead(nn.Module):
     def __init__(self, mean: Tensor, scale: Tensor, slots: int, labels: int, seed: int) -> None:
         super().__init__()
         self.slots = slots
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             # The scale leaves a frame a length of one; LSTMs start best from units of about one.
             self.embed = FrameMap(mean, scale, LSTM_UNITS)
             nn.init.normal_(self.embed.weight)

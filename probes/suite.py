@@ -27,6 +27,7 @@ from typing import Any, cast
 
 import yaml
 
+from jepa_tok.corpus.shards import content_hash
 from jepa_tok.corpus.utterance import Utterance
 from probes.data import ProbeData, ProbeError
 from probes.layouts import LAYOUTS
@@ -347,11 +348,7 @@ def _content(path: str) -> tuple[int | None, str]:
 @cache
 def _hash(path: str, size: int, changed: int) -> str:
     """Kept for a file as it is: a suite asks for it once a cell."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            found.update(block)
-    return found.hexdigest()
+    return content_hash(path)
 
 
 def _size(path: str) -> int | None:

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from jepa_tok.corpus.audio_source import Cell, open_audio
 from jepa_tok.corpus.manifest import Utterance, read_corpus
+from jepa_tok.corpus.utterance import manifest_seconds
 from jepa_tok.errors import AudioError, CorpusError
 from jepa_tok.files import is_url
 
@@ -167,21 +168,12 @@ def _rename_taken(found: list[Utterance], taken: set[str], source: str, number: 
 
 def clip_seconds(utterances: Sequence[Utterance]) -> list[float | None]:
     """Length of each clip, from the manifest or the file's header; None where the file cannot be read."""
-    told = [_told_seconds(u) for u in utterances]
+    # A length that is none is not told.
+    told = [seconds if (seconds := manifest_seconds(u)) and seconds > 0.0 else None for u in utterances]
     whole = sum(t is None and (isinstance(u.part, Cell) or is_url(u.path)) for u, t in zip(utterances, told))
     if whole:
         log.warning("{} of {} clips in parquet files or behind URLs have no `duration_s`: all their audio is read for their lengths, by each process at each start.", whole, len(told))  # fmt: skip
-    return [(_header_seconds(u) if t is None else t) or None for u, t in zip(utterances, told)]
-
-
-def _told_seconds(u: Utterance) -> float | None:
-    """Length by the manifest, 0 where the clip starts behind its end; None where that is not told."""
-    if u.end is not None:
-        return u.end - (u.start or 0.0)
-    known = u.info.get("duration_s")
-    if isinstance(known, (int, float)) and not isinstance(known, bool) and known > 0:
-        return max(float(known) - (u.start or 0.0), 0.0)
-    return None
+    return [_header_seconds(u) or None if t is None else t for u, t in zip(utterances, told)]
 
 
 def _header_seconds(u: Utterance) -> float | None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from jepa_tok.corpus.maker import ShardMaker
 from jepa_tok.corpus.run import CorpusRun
-from jepa_tok.corpus.utterance import Utterance
+from jepa_tok.corpus.utterance import Utterance, manifest_seconds
 from jepa_tok.errors import CorpusError, JepaTokError
 
 if TYPE_CHECKING:
@@ -84,8 +84,6 @@ class ShardActor:
 
     def __call__(self, batch: Any) -> dict[str, list[Any]]:
         """From the table of one item to a row of counts; what the user can mend comes back as `error`."""
-        from jepa_tok.corpus.tokenize import manifest_seconds
-
         (item,) = batch.to_pylist()
         members: list[Utterance] = pickle.loads(item["members"])  # the driver's own, see _item
         seconds: list[float] = []

@@ -13,13 +13,10 @@ from typing import Any
 
 from jepa_tok.corpus.encode import READERS
 from jepa_tok.corpus.run import CorpusRun, TokenizeSummary
-from jepa_tok.corpus.utterance import Utterance
+from jepa_tok.corpus.utterance import Utterance, manifest_seconds
 from jepa_tok.errors import CorpusError
 
 ENGINES = ("local", "ray")
-
-LONGEST = 1e12
-"""Seconds above which a length is a slip; sums of lengths below stay finite, which the bar needs."""
 
 
 def tokenize_corpus(
@@ -139,14 +136,6 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-
-
-def manifest_seconds(u: Utterance) -> float | None:
-    """How long the manifest says the clip is; None where it does not, or says what no clip lasts."""
-    told = u.info.get("duration_s") if u.end is None else u.end
-    if isinstance(told, bool) or not isinstance(told, (int, float)) or not 0 <= told <= LONGEST:
-        return None
-    return told - (u.start or 0.0)
 
 
 def _total_seconds(run: CorpusRun) -> float | None:

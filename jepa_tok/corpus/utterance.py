@@ -52,6 +52,10 @@ MAX_LINE = 2**24
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
+LONGEST = 1e12
+"""Seconds above which a length is a slip; sums of lengths below stay finite, which a progress bar needs."""
+
+
 @dataclass
 class Utterance:
     """One clip of a corpus."""
@@ -73,6 +77,14 @@ class Utterance:
 
     part: Slice | Cell | Command | None = None
     """Where the audio is if it is not a file of its own; `jepa_tok.corpus.audio_source.open_audio` opens either."""
+
+
+def manifest_seconds(u: Utterance) -> float | None:
+    """How long the manifest says the clip is; None where it does not, or says what no clip lasts."""
+    told = u.info.get("duration_s") if u.end is None else u.end
+    if isinstance(told, bool) or not isinstance(told, (int, float)) or not 0 <= told <= LONGEST:
+        return None
+    return told - (u.start or 0.0)
 
 
 class Refused(NamedTuple):

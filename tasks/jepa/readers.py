@@ -18,6 +18,7 @@ from torch import Tensor
 from jepa_tok.config import EncoderConfig
 from jepa_tok.models.encoder import Encoder
 from jepa_tok.models.logmel import LogMel
+from jepa_tok.seeding import seeded
 
 N_MELS = 20
 SUBFRAME_SECONDS = 0.02
@@ -27,8 +28,7 @@ PENALTIES = np.logspace(-1, 5, 13)
 
 def random_encoder(config: EncoderConfig, seed: int, device: torch.device) -> Encoder:
     """An encoder as initialised, the same for the same seed: what any training has to be better than."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reseeds the GPUs too
+    with seeded(seed):
         return Encoder(config).requires_grad_(False).eval().to(device)
 
 
