@@ -1,4 +1,4 @@
-"""Made-up token shards whose digits hold what a probe should find."""
+"""Made-up token shards whose digits hold what a probe should find, and suites of tones with adapters that are quick."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import torch
 from jepa_tok.corpus import ShardMetadata, TokenShardWriter
 from jepa_tok.packing import pack, vocab_sizes
 from jepa_tok.tokens import Tokens
+from probes.cli import main
+from tests.probes import fakes
 
 Write = Callable[..., Path]
+Run = Callable[..., int]
 
 
 @pytest.fixture
@@ -64,3 +67,40 @@ def planted() -> Callable[..., tuple[dict[str, np.ndarray], dict[str, dict[str, 
         return codes, info
 
     return make
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, fakes.Pitch]:
+    """The adapters that were made last, by spec; the specs are pitch, noise and learner."""
+    kinds = {"pitch": fakes.Pitch, "noise": fakes.Noise, "learner": fakes.Learner}
+    found: dict[str, fakes.Pitch] = {}
+
+    def make(spec: str) -> fakes.Pitch:
+        name, _, argument = spec.partition(":")
+        found[spec] = kinds[name](argument)
+        return found[spec]
+
+    monkeypatch.setattr("jepa_tok.adapters.make_adapter", make)
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path, made: Any) -> Run:
+    """run(specs, *options) -> exit status; the suite is `tones.yaml`, the results are in `out`."""
+    fakes.write_corpus(tmp_path)
+    fakes.write_suite(tmp_path / "tones.yaml", fakes.TASKS)
+
+    def run(specs: str, *options: object, seeds: str = "0") -> int:
+        given = [
+            "--suite",
+            tmp_path / "tones.yaml",
+            "--data",
+            tmp_path,
+            "--out",
+            tmp_path / "out",
+            "--seeds",
+            *seeds.split(),
+        ]
+        return main(["run", *map(str, [*given, *(["--tokenizers", specs] if specs else []), *options])])
+
+    return run

@@ -110,3 +110,16 @@ def write_suite(path: Path, tasks: str, manifest: str = "tones.jsonl") -> Path:
     """A suite's file; `tasks` in YAML's flow style."""
     path.write_text(f"about: tones\nmanifest: {manifest}\ntasks: {tasks}\n")
     return path
+
+
+TASKS = "{speaker: {probe: classify, column: speaker, split_column: split_utt}}"
+
+
+def table(tmp_path: Path, task: str = "speaker") -> dict[str, dict[str, Any]]:
+    """Rows of a table by name."""
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    return {row["name"]: row for row in next(t for t in found["tables"] if t["task"] == task)["rows"]}
+
+
+def ages(tmp_path: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/cells").iterdir()}
