@@ -16,9 +16,11 @@ from probes import ctc, decoding, intervals, splits
 from probes.data import ProbeData, ProbeError, labelled
 from probes.decoding import Search
 from probes.inputs import Missing, Source, each, progress
+from probes.recordings import recordings
 from probes.results import Outcome, Row
 from probes.splits import Split
 from probes.text import NORMALISATION, Characters, SentencePieces, Units, edits, error_rates, normalise
+from probes.verdicts import few_tested
 
 Choice = tuple[float, float, Search]
 """Learning rate, weight decay and search that did best on dev."""
@@ -88,7 +90,7 @@ def run(
     decoder: str = "greedy",
     lm: str | None = None,
     context: int | None = None,
-    epochs: int = 15,
+    epochs: int | None = None,
     device: str = "cpu",
 ) -> Outcome:
     """Trains and scores every input for every seed; `data` comes from `prepare`.
@@ -100,16 +102,16 @@ def run(
     texts = [normalise(str(v)) for v in data.values(column)]
     owners, by = splits.owners(data, speaker_column if data.has(speaker_column) else None)
     plans = [(seed, make_split(data, split_column, speaker_column, seed)) for seed in seeds]
-    recordings = splits.recordings(data)
+    recorded = recordings(data)
     for _, split in plans:
-        splits.check_parts(split, recordings)
+        splits.check_parts(split, recorded)
     settings: dict[str, Any] = {
         "label_column": column,
         "normalisation": NORMALISATION,
         "units": units,
         "head": head,
         "positions_per_second": data.meta.frame_rate * data.meta.num_groups,
-        "epochs": epochs,
+        "epochs": epochs or f"{ctc.EPOCHS}, or {ctc.LEAST_UPDATES} updates",
         "most_updates": ctc.MOST_UPDATES,
         "grid_lr_weight_decay": [list(pair) for pair in ctc.GRIDS[head]],
         "decoding": decoder if decoder == "greedy" else f"beam search, language model: {lm or 'none'}",
@@ -243,7 +245,7 @@ def _describe(data: ProbeData, texts: Sequence[str], split: Split, speaker_colum
 def _notes(texts: Sequence[str], split: Split, unfit: int, how: str) -> list[str]:
     known = {texts[i] for i in split.train}
     seen = sum(texts[i] in known for i in split.test)
-    notes = [f"text: {NORMALISATION}; decoding: {how}"]
+    notes = [f"text: {NORMALISATION}; decoding: {how}", *few_tested(split.test)]
     if seen:
         notes.append(f"{seen} of {len(split.test)} test transcripts also occur in train: the error rates flatter")
     if unfit:

@@ -15,8 +15,10 @@ import numpy as np
 from probes import intervals, linear, splits
 from probes.data import ProbeData, ProbeError, drop_rare, labelled
 from probes.inputs import SHUFFLED, Missing, Source, each, progress
+from probes.recordings import recordings
 from probes.results import Outcome, Row
 from probes.splits import Split
+from probes.verdicts import few_tested
 
 METRICS = {
     "uar": intervals.unweighted_recall,
@@ -79,13 +81,19 @@ def make_folds(
                 else "over utterances, by seed"
             )
             out.append(Split(train, dev, test, f"folds {how}"))
-    recordings = splits.recordings(data)
+    recorded = recordings(data)
     for split in out:
-        splits.check_parts(split, recordings)
+        splits.check_parts(split, recorded)
         if speakers:
             splits.check_disjoint(split, speakers, column or str(speaker_column))
         if len({labels[i] for i in split.train}) < 2:
             raise ProbeError("Each training part must have at least 2 classes, but one has fewer; use fewer `--folds`.")
+        unheard = sorted({labels[i] for i in split.test} - {labels[i] for i in split.train})
+        if unheard:
+            raise ProbeError(
+                f"Each class that is tested must be trained on, but {len(unheard)} are not ({split.origin}; the first is '{unheard[0]}'); "
+                "leave such classes out (in a suite: `classes`), or divide the corpus in another way."
+            )
     return out
 
 
@@ -168,6 +176,7 @@ def run(
     parts = plans[0][1]
     sizes = f"{len(parts[0].train)} train, {len(parts[0].dev)} dev, {len(parts[0].test)} test utterances"
     notes = ["uar: unweighted average recall; all metrics over the test utterances of all folds together"]
+    notes += few_tested([i for split in parts for i in split.test])
     if unconverged:
         notes.append(f"{unconverged} logistic regressions stopped at {linear.MAX_ITER} iterations")
     described = f"{parts[0].origin}; {len(parts)} in all, the first with {sizes}"

@@ -171,7 +171,12 @@ def parser() -> argparse.ArgumentParser:
             p.add_argument(
                 "--lm", metavar="FILE", help="ARPA n-gram for the beam, over words or units; its weight is tuned on dev"
             )
-            p.add_argument("--epochs", type=_positive, default=15, metavar="N", help="default: 15")
+            p.add_argument(
+                "--epochs",
+                type=_positive,
+                metavar="N",
+                help="default: 15, or more where that makes less than 300 updates",
+            )
             p.add_argument("--device", default="cpu", help="torch device; default: cpu")
     _add_run(tasks)
     _add_study(tasks)
@@ -313,9 +318,6 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
         seconds=time.monotonic() - start,
     )
     results.write(out, found, outcome.trials)
-    left = data.counts.get("without_label_row", 0)
-    if left:
-        print(f"left out: {left} utterances without a row in the labels; results.json lists them", file=sys.stderr)
     print(results.console(found))
     print(f"written: {out / 'results.json'}, {out / 'results.md'}")
     return found

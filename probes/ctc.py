@@ -31,6 +31,7 @@ GRIDS: dict[str, tuple[tuple[float, float], ...]] = {
 """(learning rate, weight decay) pairs that are tried for each head; the one with the least loss on dev is kept."""
 
 UPDATES = 50  # an epoch aims at this many batches, so that a small corpus is not trained on too few
+EPOCHS, LEAST_UPDATES = 15, 300  # a corpus of a few seconds is passed through more often
 MOST_UPDATES = (
     1_000  # a large corpus is passed through fewer times: 15 passes of 10 hours take a core a quarter of an hour
 )
@@ -118,7 +119,7 @@ def train(
     kind: str = "linear",
     size: int,
     context: int,
-    epochs: int,
+    epochs: int | None,
     lr: float,
     decay: float,
     seed: int,
@@ -127,7 +128,8 @@ def train(
     """Trains a head by AdamW with a falling rate; returns the weights with the least CTC loss on dev, and that loss: the first ones, or
     those after a pass.
 
-    `size` is V. There are `epochs` passes, or fewer where they would make more than MOST_UPDATES updates, and at least one. The
+    `size` is V. There are `epochs` passes, EPOCHS where it is None, or more where those would make less than LEAST_UPDATES updates; fewer
+    where they would make more than MOST_UPDATES, and at least one. The
     order of the batches, the first weights and (on the CPU) dropout come from `seed`. Biases start from `label_shares` and do not decay: a head that must
     find, and hold against the decay, that most positions are blank learns little else.
     """
@@ -144,6 +146,8 @@ def train(
     optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     share = sum(len(clips.frames[i]) for i in rows) / clips.frame_rate / UPDATES
     batches = clips.batches(rows, min(max(share, LEAST_SECONDS), MOST_SECONDS))
+    if epochs is None:
+        epochs = max(EPOCHS, math.ceil(LEAST_UPDATES / len(batches)))
     epochs = min(epochs, max(1, MOST_UPDATES // len(batches)))
     rng = np.random.default_rng([seed, 6])
     with seeded(seed):  # of dropout

@@ -24,6 +24,7 @@ from jepa_tok.files import write_text
 from jepa_tok.provenance import commit, versions
 from probes.data import ProbeError
 from probes.intervals import Sample, interval
+from probes.verdicts import left_out
 
 FORMAT = "jepa-tok-probe/1"
 ROWS = ("tokens", "random", "latent", "logmel", "shuffled", "chance", "majority")
@@ -104,7 +105,7 @@ def report(
         "task": outcome.task,
         "rows": [row.as_dict() for row in outcome.rows],
         "better": outcome.better,
-        "notes": outcome.notes,
+        "notes": [*outcome.notes, *left_out(counts, outcome.splits)],
         "command": shlex.join(["python", "-m", "probes", *argv]),
         "commit": commit(),
         "seeds": seeds,
@@ -195,7 +196,7 @@ def markdown(results: dict[str, Any]) -> str:
         "",
     ]
     lines += [f"- {note}" for note in [*results["notes"], interval_note(results)] if note]
-    lines += [f"- {key}: {value}" for key, value in results["splits"].items()]
+    lines += [f"- {key}: {value}" for key, value in results["splits"].items() if key != "ignored"]
     lines += [
         f"- seeds {', '.join(map(str, results['seeds']))}; mean ± standard deviation over them; {results['seconds']} s",
         f"- commit {results['commit'] or 'unknown'}; " + ", ".join(f"{k} {v}" for k, v in results["versions"].items()),

@@ -33,6 +33,7 @@ from probes.cells import PROTOCOL, Cell, Group, execute, finished
 from probes.data import ProbeError
 from probes.entries import LATENT, Entry, Tokenizer, make_entries
 from probes.progress import Meter, say
+from probes.recordings import Recordings, recording
 from probes.suite import Corpus, Suite, digest, load_suite
 
 FORMAT = "jepa-tok-probe-suite/1"
@@ -105,23 +106,20 @@ def fit_audio(suite: Suite, manifest: str | None) -> list[Utterance]:
     In an order drawn by seed 0: adapters stop reading once they have enough, and should hear many voices until then.
     Raises ProbeError where the manifest holds audio that is not only trained on.
     """
-    training = {(u.path, u.start, u.end) for corpus in suite.corpora for u in corpus.training()}
-    tested = {(u.path, u.start, u.end) for c in suite.corpora for u in c.utterances} - training
-    for corpus in suite.corpora:  # the same clip may be in two corpora, and trained on in one of them alone
-        kept = {(u.path, u.start, u.end) for u in corpus.training()}
-        tested |= {(u.path, u.start, u.end) for u in corpus.utterances} - kept
+    trained = {corpus.name: corpus.training() for corpus in suite.corpora}
+    # The same clip may be in two corpora, and trained on in one of them alone.
+    tested = Recordings(recording(u) for c in suite.corpora for u in c.untrained())
     if manifest is not None:
         rows = read_corpus(manifest)
-        files = {path for path, _, _ in tested}
-        both = [u for u in rows if u.path in files]
+        both = [u for u in rows if tested.sharing(recording(u))]
         if both:
             raise ProbeError(
                 f"`--fit` must hold no audio that the suite tests or tunes on, but {len(both)} of {len(rows)} rows of "
                 f"'{manifest}' are such (the first is '{both[0].id}')."
             )
     else:
-        once = {(u.path, u.start, u.end): u for corpus in suite.corpora for u in corpus.training()}
-        rows = [u for key, u in once.items() if key not in tested]
+        once = {(u.path, u.start, u.end): u for own in trained.values() for u in own}
+        rows = [u for u in once.values() if not tested.sharing(recording(u))]
     random.Random(0).shuffle(rows)
     return rows
 

@@ -16,9 +16,11 @@ import numpy as np
 from probes import intervals, linear, splits, trials
 from probes.data import ProbeData, ProbeError, drop_rare, labelled
 from probes.inputs import SHUFFLED, Missing, Source, each, progress
+from probes.recordings import recordings
 from probes.results import Outcome, Row
 from probes.splits import Split
 from probes.trials import TrialList
+from probes.verdicts import few_tested
 
 HELD_SPEAKERS = 4
 """Fewer held-out speakers than this make no verification test."""
@@ -64,8 +66,8 @@ def identification_split(data: ProbeData, speakers: Sequence[str], column: str |
         if not data.has(name):
             continue
         values = data.values(name)
-        parts = {(v or "").lower() for v in values}
-        if not column and not (parts & {"train"} and parts & {"dev", "test", "valid"}):
+        parts = {splits.part_of(v) for v in values}
+        if not column and not ("train" in parts and parts & {"dev", "test"}):
             continue
         split = splits.from_column(values, name, speakers, seed, groups=False)
         new = sorted({speakers[i] for i in split.test} - {speakers[i] for i in split.train})
@@ -181,11 +183,11 @@ def run(
     Raises ProbeError where labels, splits or trials do not allow it.
     """
     speakers = [str(v) for v in data.values(column)]
-    recordings = splits.recordings(data)
+    recorded = recordings(data)
     plans = []
     for seed in seeds:
         plans.append((seed, identification_split(data, speakers, split_column, seed)))
-        splits.check_parts(plans[-1][1], recordings)
+        splits.check_parts(plans[-1][1], recorded)
     first = plans[0][1]
     plan = verification_trials(data, speakers, verification_column, first, trials_file)
     lda = plan.lda(speakers)
@@ -232,7 +234,7 @@ def run(
             "max_iter": linear.MAX_ITER,
             "p_target": P_TARGETS,
         },
-        notes=_notes(plan, lda, unconverged),
+        notes=[*_notes(plan, lda, unconverged), *few_tested(first.test)],
         trials=plan.list.text(data.ids) if plan.list is not None else "",
     )
 

@@ -5,6 +5,7 @@ N utterances; parts are sorted int64 arrays of row numbers
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from probes.data import ProbeData, ProbeError
+from probes.recordings import Recording, Recordings
 
 _NAMES = {
-    "train": "train",
-    "training": "train",
-    "dev": "dev",
-    "valid": "dev",
-    "validation": "dev",
-    "val": "dev",
-    "test": "test",
+    "train": ("train", "training"),
+    "dev": ("dev", "valid", "validation", "val"),
+    "test": ("test", "eval", "evaluation"),
 }
+"""What the parts are called in corpora; an ending may follow, as in `train-clean-100`."""
+
+_PAIRS = (("train", "test"), ("dev", "test"), ("train", "dev"))
 
 DEV_SHARE = 0.15
 """Share of the training part that is carved out for tuning where the labels name no dev part."""
@@ -36,18 +37,20 @@ class Split:
     test: np.ndarray
     origin: str
     ignored: int = 0
-    """Rows whose value in the column names none of the parts."""
+    """Rows that are blank in the column."""
 
 
 def part_of(value: object) -> str | None:
     """`train`, `dev` or `test`, as a cell of a split column names it; None for anything else."""
-    return _NAMES.get(str(value or "").lower())
+    first = re.split(r"[-_. ]", str(value or "").strip().lower(), maxsplit=1)[0]
+    return next((part for part, names in _NAMES.items() if first in names), None)
 
 
 def by_column(values: Sequence[str | None], column: str) -> dict[str, np.ndarray]:
-    """Rows of train, dev and test as `values` name them.
+    """Rows of train, dev and test as `values` name them; blanks are in none.
 
-    Raises ProbeError where train, or both dev and test, are empty.
+    Raises ProbeError where train, or both dev and test, are empty, or a value names no part: rows of a misspelled one would be missing
+    unseen.
     """
     parts = [part_of(v) for v in values]
     rows = {
@@ -55,6 +58,12 @@ def by_column(values: Sequence[str | None], column: str) -> dict[str, np.ndarray
         for name in ("train", "dev", "test")
     }
     found = ", ".join(f"{k or 'blank'}: {n}" for k, n in sorted(Counter(v or "" for v in values).items())[:8])
+    unknown = [v for v, part in zip(values, parts) if v and part is None]
+    if unknown:
+        raise ProbeError(
+            f"The split column `{column}` must name parts ({', '.join(n for names in _NAMES.values() for n in names)}, with any ending "
+            f"as in `test-clean`) or be blank, but {len(unknown)} rows have others (the first is '{unknown[0]}'); it has {found}."
+        )
     if len(rows["train"]) == 0:
         raise ProbeError(f"The split column `{column}` must name some rows `train`, but names none; it has {found}.")
     if len(rows["dev"]) + len(rows["test"]) == 0:
@@ -155,23 +164,30 @@ def check_labels(labels: Sequence[str], ids: Sequence[str], column: str) -> None
         raise ProbeError(f"`{column}` must be a label, but equals the id of each utterance.")
 
 
-def check_parts(split: Split, recordings: Sequence[object]) -> None:
-    """Raises ProbeError where an utterance, or a recording (path, start, end; None where unknown), is in two parts."""
-    of: dict[object, str] = {}
-    for name in ("train", "dev", "test"):
-        for i in map(int, getattr(split, name)):
-            for key in (i,) if recordings[i] is None else (i, recordings[i]):
-                if of.setdefault(key, name) != name:
-                    raise ProbeError(
-                        f"The parts of a split must not share audio, but {of[key]} and {name} both have "
-                        f"{f'utterance number {i}' if key == i else key} ({split.origin})."
-                    )
+def check_parts(split: Split, recordings: Sequence[Recording | None]) -> None:
+    """Raises ProbeError where an utterance, or some of its sound (None where unknown), is in two parts."""
+    parts = {name: [int(i) for i in getattr(split, name)] for name in ("train", "dev", "test")}
+    for a, b in _PAIRS:
+        both = sorted(set(parts[a]) & set(parts[b]))
+        if both:
+            raise ProbeError(
+                f"The parts of a split must not share utterances, but {a} and {b} both have number {both[0]} ({split.origin})."
+            )
+        known = Recordings(r for i in parts[a] if (r := recordings[i]) is not None)
+        for i in parts[b]:
+            own = recordings[i]
+            other = known.sharing(own) if own is not None else None
+            if other is not None:
+                raise ProbeError(
+                    f"The parts of a split must not share sound, but {a} has {other} and {b} {own}"
+                    f"{', which has the same bytes' if own and own.path != other.path else ''} ({split.origin}); leave one of them out."
+                )
 
 
 def check_disjoint(split: Split, speakers: Sequence[str], column: str) -> None:
     """Raises ProbeError where a speaker is in two parts."""
     of = {name: {speakers[int(i)] for i in getattr(split, name)} for name in ("train", "dev", "test")}
-    for a, b in (("train", "test"), ("dev", "test"), ("train", "dev")):
+    for a, b in _PAIRS:
         both = sorted(of[a] & of[b])
         if both:
             raise ProbeError(
@@ -214,12 +230,6 @@ def owners(data: ProbeData, column: str | None) -> tuple[list[str], str]:
     if all(known):
         return [str(v) for v in known], "speaker"
     return list(data.ids), "utterance"
-
-
-def recordings(data: ProbeData) -> list[object]:
-    """Path, start and end of each utterance's audio; None where it is not known."""
-    spans = [(row.get("path"), row.get("start"), row.get("end")) for row in data.info]
-    return [span if span[0] else None for span in spans]
 
 
 def permuted(labels: Sequence[str], parts: Sequence[np.ndarray], seed: int) -> list[str]:

@@ -21,16 +21,15 @@ import inspect
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
-from jepa_tok.corpus.shards import content_hash
 from jepa_tok.corpus.utterance import Utterance
 from probes.data import ProbeData, ProbeError
 from probes.layouts import LAYOUTS
+from probes.recordings import file_key, recording
 from probes.splits import part_of
 
 FOLDER = Path(__file__).parent / "suites"
@@ -119,13 +118,18 @@ class Corpus:
         columns = sorted({c for task in self.tasks for c in task.split_columns})
         return [u for u in self.utterances if all(part_of(u.info.get(c)) == "train" for c in columns)]
 
+    def untrained(self) -> list[Utterance]:
+        """The other rows: what some task tunes or tests on, or may."""
+        trained = {u.id for u in self.training()}
+        return [u for u in self.utterances if u.id not in trained]
+
 
 def digest(utterances: Iterable[Utterance]) -> str:
     """8 hex digits of which audio there is (ids, segments, files' sizes and hashes): the key of what is made from it.
 
     Hashes, not only sizes: a WAV file that is edited may keep its size. Of URLs and members of archives there are ids and segments alone.
     """
-    own = [(u.id, u.start, u.end, _content(u.path)) for u in utterances]
+    own = [(u.id, u.start, u.end, file_key(u.path)) for u in utterances]
     return hashlib.sha256(repr(own).encode()).hexdigest()[:8]
 
 
@@ -224,7 +228,7 @@ def read_corpus_of(path: Path, root: Path) -> Corpus:
     for name in _list(found.get("more")):
         _add_training(corpus, path, root / name)
     for u in corpus.utterances:
-        if u.part is None and _size(u.path) is None:
+        if u.part is None and file_key(u.path)[0] is None:
             raise ProbeError(
                 f"Audio of every utterance must be there, but '{u.path}' of '{u.id}' ({corpus.name}) is missing."
             )
@@ -292,7 +296,7 @@ def _list(given: Any) -> list[str]:
 def _add_training(corpus: Corpus, path: Path, manifest: Path) -> None:
     """Adds the rows of a manifest that every task trains on and has a label for; `about` tells of them, or that there is none.
 
-    Raises ProbeError where a task has no column that says what is trained on, or the manifest has audio of the corpus itself.
+    Raises ProbeError where a task has no column that says what is trained on, or the manifest has files of the corpus itself.
     """
     if not all(task.split_columns for task in corpus.tasks):
         raise ProbeError(f"'{path}': `more` must go with tasks that have a `split_column`, but one has none.")
@@ -302,8 +306,8 @@ def _add_training(corpus: Corpus, path: Path, manifest: Path) -> None:
     labels = {str(task.options["column"]) for task in corpus.tasks}
     added = Corpus(corpus.name, "", corpus.tasks, _joined(corpus.name, [manifest])).training()
     added = [u for u in added if all(u.info.get(column) for column in labels)]
-    own = {u.path for u in corpus.utterances}
-    both = [u for u in added if u.path in own]
+    own = {recording(u).audio for u in corpus.utterances}
+    both = [u for u in added if recording(u).audio in own]
     if both:
         raise ProbeError(
             f"'{path}': `more` must hold other audio than the corpus, but {len(both)} rows of '{manifest}' are of it (the first is "
@@ -337,27 +341,3 @@ def _unique(name: str, utterances: list[Utterance]) -> list[Utterance]:
             )
         seen[u.id] = u.path
     return utterances
-
-
-def _content(path: str) -> tuple[int | None, str]:
-    """Bytes of a file, as `_size`, and their hash."""
-    size = _size(path)
-    return (size, "") if size is None or size < 0 else (size, _hash(path, size, os.stat(path).st_mtime_ns))
-
-
-@cache
-def _hash(path: str, size: int, changed: int) -> str:
-    """Kept for a file as it is: a suite asks for it once a cell."""
-    return content_hash(path)
-
-
-def _size(path: str) -> int | None:
-    """Bytes of a local file; -1 for what is no file of its own (a URL, a member); None where it is missing."""
-    from jepa_tok.files import is_url
-
-    if is_url(path) or "#" in path:
-        return -1
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return None

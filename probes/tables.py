@@ -4,10 +4,11 @@
       {"corpus": "fsdd", "task": "keyword", "better": {"uar": "higher"}, "rows": [
         {"name": "exp/tok", "kind": "tokenizer", "bits_per_second": 640.0, "frame_rate": 2.5, "error": "",
          "metrics":  {"uar": {"mean": 0.9, "low": 0.86, "high": 0.93, "values": [0.9, 0.91, 0.89]}},
-         "shuffled": {"uar": {...}}, "signal": true}, ...]}],
+         "shuffled": {"uar": {...}}, "verdicts": {"uar": "ahead"}, "signal": true}, ...]}],
      "absent": ["random:CONFIG"], "command": ..., "commit": ..., "seeds": [...], ...}
 
-Kinds: `tokenizer`, then the controls `logmel`, `majority` and `chance`. `shuffled` is the same row with its labels permuted.
+Kinds: `tokenizer`, then the controls `logmel`, `majority` and `chance`. `shuffled` is the same row with its labels permuted,
+`verdicts` each metric beside it (`verdicts.py`), `signal` whether that of the first is `ahead`; null without an interval.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jepa_tok.provenance import commit, machine, versions
 from probes.entries import LATENT, LOGMEL, Entry, Tokenizer
 from probes.results import cell, interval_note, md_row
 from probes.suite import Suite, Task
+from probes.verdicts import AHEAD, LEVEL, left_out, sentences, verdict
 
 FORMAT = "jepa-tok-probe-suite/1"
 UNTRAINED = "random:"
@@ -108,7 +110,7 @@ def _table(task: Task, entries: Sequence[Entry], cells: dict[str, list[dict[str,
         "rows": rows,
         "splits": first.get("splits", {}),
         "settings": {k: v for k, v in first.get("settings", {}).items() if k not in ("C_chosen", "chosen", "examples")},
-        "notes": first.get("notes", []),
+        "notes": [*first.get("notes", []), *left_out(first.get("counts", {}), first.get("splits", {}))],
     }
 
 
@@ -116,6 +118,7 @@ def _row(entry: Entry, own: Sequence[dict[str, Any]], better: dict[str, str]) ->
     errors = [r["error"] for r in own if r["status"] == "failed"]
     good = [r for r in own if r["status"] == "ok"]
     metrics, shuffled = _merged(good, "tokens"), _merged(good, "shuffled")
+    told = {m: v for m, way in better.items() if (v := verdict(metrics.get(m), shuffled.get(m), way))}
     return {
         "name": entry.name,
         "kind": "logmel" if entry.name == LOGMEL else "tokenizer",
@@ -124,7 +127,8 @@ def _row(entry: Entry, own: Sequence[dict[str, Any]], better: dict[str, str]) ->
         "fingerprint": entry.view.meta.hash,
         "metrics": metrics,
         "shuffled": shuffled,
-        "signal": _signal(metrics, shuffled, better),
+        "verdicts": told,
+        "signal": {AHEAD: True, LEVEL: False}.get(told.get(next(iter(better), ""), "")),
         "error": f"{len(errors)} of {len(own)} seeds failed: {errors[0]}" if errors else "",
         "note": entry.view.note,
     }
@@ -154,15 +158,6 @@ def merge(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ends = [float(f[end]) for f in found if f.get(end) is not None]
         out[end] = round(statistics.fmean(ends), 6) if len(ends) == len(found) else None
     return out | {key: found[0][key] for key in ("speakers", "by") if key in found[0]}
-
-
-def _signal(metrics: dict[str, Any], shuffled: dict[str, Any], better: dict[str, str]) -> bool | None:
-    """Whether the main metric's interval lies wholly on the better side of the shuffled control's; None where it is not known."""
-    main = next(iter(better), None)
-    own, control = metrics.get(main or ""), shuffled.get(main or "")
-    if not own or not control or own["low"] is None or control["low"] is None:
-        return None
-    return bool(own["low"] > control["high"] if better[str(main)] == "higher" else own["high"] < control["low"])
 
 
 def _note(records: Sequence[dict[str, Any]], name: str) -> str:
@@ -202,13 +197,15 @@ def cells_of(table: dict[str, Any]) -> list[list[str]]:
 def notes_of(table: dict[str, Any]) -> list[str]:
     """Sentences below a table, failures first."""
     errors = [f"{row['name']}: {row['error']}" for row in table["rows"] if row["error"]]
-    return [note for note in (*errors, *table["notes"], interval_note(table)) if note]
+    return [note for note in (*errors, *sentences(table), *table["notes"], interval_note(table)) if note]
 
 
 def splits_of(table: dict[str, Any]) -> list[str]:
     """What the parts are, a line each."""
     shown = []
     for key, value in table["splits"].items():
+        if key == "ignored":  # told by `left_out`
+            continue
         text = ", ".join(f"{n} {name}" for name, n in value.items()) if isinstance(value, dict) else value
         if text:
             shown.append(f"{key.replace('_', ' ')}: {text}")

@@ -28,10 +28,11 @@ def results(**changes: Any) -> dict[str, Any]:
             "kind": "tokenizer",
             "metrics": {"uar": merged},
             "shuffled": {"uar": shuffled},
+            "verdicts": {"uar": "ahead"},
             "signal": True,
         }
         | own,
-        {"name": "bad|one", "kind": "tokenizer", "metrics": {}, "shuffled": {}, "signal": None}
+        {"name": "bad|one", "kind": "tokenizer", "metrics": {}, "shuffled": {}, "verdicts": {}, "signal": None}
         | own
         | {"error": "2 of 2 seeds failed: the audio `x` is <cut>"},
         {
@@ -39,6 +40,7 @@ def results(**changes: Any) -> dict[str, Any]:
             "kind": "logmel",
             "metrics": {"uar": shuffled},
             "shuffled": {"uar": shuffled},
+            "verdicts": {"uar": "level"},
             "signal": False,
         }
         | own,
@@ -80,21 +82,6 @@ def test_seeds_are_merged() -> None:
     assert found["values"] == [0.5, 0.7] and found["std"] == pytest.approx(0.141421, abs=1e-6)
     assert (found["speakers"], found["by"]) == (9, "speaker")
     assert tables.merge([summary(0.5, 0.4, 0.6), summary(0.7)])["low"] is None
-
-
-@pytest.mark.parametrize(
-    ("way", "own", "control", "signal"),
-    [
-        ("higher", (0.5, 0.6), (0.1, 0.2), True),
-        ("higher", (0.15, 0.6), (0.1, 0.2), False),
-        ("lower", (0.5, 0.6), (0.7, 0.9), True),
-        ("lower", (0.5, 0.6), (0.1, 0.2), False),
-        ("higher", (None, None), (0.1, 0.2), None),
-    ],
-)
-def test_a_signal_is_an_interval_beyond_that_of_shuffled_labels(way: str, own: Any, control: Any, signal: Any) -> None:
-    metrics, shuffled = {"m": summary(0.5, *own)}, {"m": summary(0.5, *control)}
-    assert tables._signal(metrics, shuffled, {"m": way}) is signal
 
 
 def test_page_is_well_formed_and_asks_for_nothing() -> None:

@@ -56,7 +56,7 @@ def test_permuted_keeps_counts_in_each_part(labels: list[str], seed: int) -> Non
 
 
 def test_column_without_test_is_tested_on_dev() -> None:
-    values = ["train"] * 12 + ["dev"] * 4 + ["other"]
+    values = ["train"] * 12 + ["dev"] * 4 + [None]
     labels = ["a", "b", "c"] * 4 + ["a", "b", "c", "a"] + ["a"]
     split = splits.from_column(values, "split", labels, 0, groups=False)
     assert split.test.tolist() == [12, 13, 14, 15] and split.ignored == 1
@@ -97,13 +97,26 @@ def test_labels_that_name_the_utterance_are_refused() -> None:
     splits.check_labels(["u1", "u2", "u2"], ["u1", "u2", "u3"], "word")
 
 
-def test_parts_that_share_audio_are_refused() -> None:
-    split = splits.Split(np.array([0, 1]), np.array([2]), np.array([3]), "by column `split`")
-    whole = ("a.wav", None, None)
-    splits.check_parts(split, [whole, whole, ("b.wav", None, None), ("c.wav", None, None)])
-    splits.check_parts(split, [None] * 4)
-    splits.check_parts(split, [("a.wav", 0.0, 1.0), None, None, ("a.wav", 1.0, 2.0)])  # other segments of one file
-    with pytest.raises(ProbeError, match=r"train and test both have .*a.wav"):
-        splits.check_parts(split, [whole, None, None, whole])
-    with pytest.raises(ProbeError, match="train and dev both have utterance number 1"):
-        splits.check_parts(splits.Split(np.array([0, 1]), np.array([1]), np.array([3]), ""), [None] * 4)
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ("train", "train"), ("train-clean-100", "train"), ("Training", "train"), ("dev_other", "dev"), ("valid", "dev"), ("val.1", "dev"),
+        ("test-clean", "test"), ("eval", "test"), ("evaluation", "test"), ("trained", None), ("", None), (None, None), (3, None),
+    ],
+)  # fmt: skip
+def test_names_of_parts(value: object, part: str | None) -> None:
+    assert splits.part_of(value) == part
+
+
+def test_rows_of_a_misspelled_part_are_not_left_out_unseen() -> None:
+    values = ["train", "test-clean", None, "tset"]
+    with pytest.raises(
+        ProbeError,
+        match=r"must name parts .* 1 rows have others \(the first is 'tset'\); it has blank: 1, test-clean: 1",
+    ):
+        splits.by_column(values, "split")
+    assert {k: v.tolist() for k, v in splits.by_column(values[:3], "split").items()} == {
+        "train": [0],
+        "dev": [],
+        "test": [1],
+    }

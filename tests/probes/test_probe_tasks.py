@@ -167,7 +167,7 @@ def test_one_recording_under_two_ids_is_not_trained_on_and_tested(
     given = ["--tokens", str(tokens), "--split-column", "split_utt", "--seeds", "0", "--out", str(tmp_path / "out")]
     assert main([*argv, *given]) == 2
     err = capsys.readouterr().err
-    assert "must not share audio, but train and test both have" in err and err.count("\n") == 1
+    assert "must not share sound, but train has" in err and err.count("\n") == 1
 
 
 def test_tokens_without_labels_are_counted_or_refused(
