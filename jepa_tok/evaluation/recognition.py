@@ -111,6 +111,7 @@ def _pocketsphinx() -> Recognizer:
 
     def recognize(samples: np.ndarray, sample_rate: int) -> str:
         pcm = (samples * 32767.0).round().astype("<i2").tobytes()
+        decoder.reinit_feat()  # its estimate of the noise goes on from clip to clip else
         decoder.start_utt()
         decoder.process_raw(pcm, no_search=False, full_utt=True)
         decoder.end_utt()
