@@ -1,6 +1,7 @@
 """What stands in a row of a suite's tables: a tokenizer's codes, its latents, codes that were made before, or log-mels.
 
 SPEC            codes of the adapter that `jepa_tok.adapters.make_adapter` makes of it
+random          `random:CONFIG` with the config of the first of our tokenizers that is named: the same encoder, untrained
 latent:SPEC     what that adapter has before its quantiser: the same probe without the cost of quantising
 NAME=FOLDER     token shards (`--tokens`), taken as they are
 logmel          log-mels in frames of 400 ms, the control that is in every table
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 LOGMEL = "logmel"
 LATENT = "latent:"
+RANDOM = "random"
 MEL_RATE, MEL_HOP, MEL_SUBFRAMES = 24_000, 9_600, 20
 FRAME_FILTERS, POOLED_FILTERS = 40, 128
 
@@ -219,10 +221,14 @@ def make_entries(specs: Sequence[str], tokens: Sequence[str], device: str) -> li
     adapters and shards that cannot be had."""
     if LOGMEL in specs:
         raise ProbeError(f"`{LOGMEL}` is in every table; leave it out of `--tokenizers`.")
-    entries: list[Entry] = []
-    for spec in specs:
-        latents = spec.startswith(LATENT)
-        entries.append(Tokenizer(spec.removeprefix(LATENT), device, latents=latents))
+    trained = [
+        Tokenizer(spec.removeprefix(LATENT), device, latents=spec.startswith(LATENT))
+        for spec in specs
+        if spec != RANDOM
+    ]
+    entries: list[Entry] = list(trained)
+    if RANDOM in specs:
+        entries.insert(specs.index(RANDOM), Tokenizer(_untrained(trained), device))
     for given in tokens:
         name, equals, folder = given.partition("=")
         if not (name and equals and folder):
@@ -236,6 +242,19 @@ def make_entries(specs: Sequence[str], tokens: Sequence[str], device: str) -> li
     if twice:
         raise ProbeError(f"Each row of the tables must have a name of its own, but `{twice[0]}` is given twice.")
     return entries
+
+
+def _untrained(named: Sequence[Tokenizer]) -> str:
+    """`random:CONFIG` with the config of the first of our tokenizers; raises ProbeError where there is none."""
+    from jepa_tok.adapters.ours import Ours
+
+    own = [e.adapter.name for e in named if isinstance(e.adapter, Ours) and not e.adapter.name.startswith(f"{RANDOM}:")]
+    if not own:
+        raise ProbeError(
+            f"`{RANDOM}` takes the config of the first of our tokenizers in `--tokenizers`, but there is none; name a config, as in "
+            f"`{RANDOM}:small`."
+        )
+    return f"{RANDOM}:{own[0].removeprefix('stage1:')}"
 
 
 @dataclass

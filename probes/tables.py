@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from jepa_tok.provenance import commit, machine, versions
-from probes.entries import LATENT, LOGMEL, Entry, Tokenizer
+from probes.entries import LATENT, LOGMEL, RANDOM, Entry, Tokenizer
 from probes.results import cell, interval_note, md_row
 from probes.suite import Suite, Task
 from probes.verdicts import AHEAD, LEVEL, left_out, sentences, verdict
 
 FORMAT = "jepa-tok-probe-suite/1"
-UNTRAINED = "random:"
+UNTRAINED = f"{RANDOM}:"
 
 NOTE = (
     "Mean ± deviation over seeds [95 % interval by bootstrap over speakers]. A row says something only where it leaves its controls behind: the same row with shuffled "
