@@ -16,6 +16,6 @@ def test_random_alone_is_untrained_with_the_config_of_the_first_of_ours() -> Non
 @pytest.mark.parametrize("specs", [["random"], ["melkm", "random"], ["random:tiny", "random"]])
 def test_random_alone_needs_one_of_ours(specs: list[str]) -> None:
     with pytest.raises(
-        ProbeError, match="takes the config of the first of our tokenizers.* name a config, as in `random:small`"
+        ProbeError, match=r"takes the config of the first of our tokenizers.* name a config, as in `random:small`"
     ):
         make_entries(specs, [], "cpu")
