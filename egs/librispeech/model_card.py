@@ -1,8 +1,8 @@
 """The model card of a tokenizer that is to be shipped: FOLDER/README.md, of measured figures and nothing else.
 
-    python -m egs.librispeech.model_card FOLDER --eval RESULTS.json --training TRAINING.json
+    python -m egs.librispeech.model_card FOLDER --eval RESULTS.json ... --training TRAINING.json
 
-RESULTS.json is what `jepa-tok eval FOLDER ...` wrote, of speakers that were not trained on: results of another tokenizer are refused.
+RESULTS.json, one or several of the same utterances, is what `jepa-tok eval FOLDER ...` wrote, of speakers that were not trained on: results of another tokenizer are refused.
 TRAINING.json tells how it came to be, all fields required:
 
     {"licence": "CC BY 4.0", "hardware": "1 x NVIDIA H100 80 GB",
@@ -24,6 +24,7 @@ from typing import Any
 
 from jepa_tok import SpeechTokenizer
 from jepa_tok.errors import ConfigError, JepaTokError
+from jepa_tok.evaluation.merge import merge
 from jepa_tok.evaluation.table import quality, table, tokens
 from jepa_tok.files import write_text
 
@@ -102,7 +103,7 @@ def model_card(tokenizer: SpeechTokenizer, report: dict[str, Any], training: dic
         "",
         "## Quality",
         "",
-        f"Measured on {of}{where} (docs/evaluation.md), at commit {report.get('commit') or 'unknown'}:",
+        f"Measured on {of}{where} (docs/evaluation.md), at commit {', '.join((report.get('commit') or 'unknown').split())}:",
         "",
         f"    {report.get('command', 'jepa_tok.evaluation.evaluate')}",
         "",
@@ -125,7 +126,7 @@ def comparisons(report: dict[str, Any]) -> list[str]:
             continue
         better, worse = [], []
         for key, column in report["columns"].items():
-            a, b = ours["figures"][key], row["figures"][key]
+            a, b = ours["figures"].get(key), row["figures"].get(key)
             if a is None or b is None or a["mean"] == b["mean"]:
                 continue
             ahead = (a["mean"] > b["mean"]) == (column["better"] == "higher")
@@ -174,14 +175,20 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the tokenizer; its README.md is written")
     parser.add_argument(
-        "--eval", metavar="RESULTS.json", type=Path, required=True, help="what `jepa-tok eval` wrote of it"
+        "--eval",
+        metavar="RESULTS.json",
+        type=Path,
+        required=True,
+        nargs="+",
+        help="what `jepa-tok eval` wrote of it; several of the same utterances are one table",
     )
     parser.add_argument(
         "--training", metavar="TRAINING.json", type=Path, required=True, help="how it came to be; see the module"
     )
     args = parser.parse_args(argv)
     try:
-        card = model_card(SpeechTokenizer.from_pretrained(args.folder), read_json(args.eval), read_json(args.training))
+        report = merge([read_json(path) for path in args.eval])
+        card = model_card(SpeechTokenizer.from_pretrained(args.folder), report, read_json(args.training))
         write_text(args.folder / "README.md", card)
     except (JepaTokError, OSError) as error:
         print(f"model_card: error: {error}", file=sys.stderr)

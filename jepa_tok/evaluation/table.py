@@ -18,7 +18,7 @@ def markdown(report: dict[str, Any]) -> str:
     titles = _titles(report)
     lines = [f"# Evaluation of `{report['tokenizer']['name']}`", "", *quality(report)]
     lines += ["## Deviation over utterances", ""]
-    body = [[r["system"], *(_plain(r["figures"][key], "std") for key in columns)] for r in rows]
+    body = [[r["system"], *(_plain(r["figures"], key, "std") for key in columns)] for r in rows]
     lines += [*table(["system", *titles], body), ""]
     if rows[1:]:
         lines += [
@@ -28,7 +28,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"{corpus['intervals_over']} agree on.",
             "",
         ]
-        body = [[r["system"], *(_cell(r["differences"][key], 3, "+") for key in columns)] for r in rows[1:]]
+        body = [[r["system"], *(_cell(r["differences"], key, 3, "+") for key in columns)] for r in rows[1:]]
         lines += [*table(["system", *titles], body), ""]
     lines += ["## Tokens", "", *tokens(report)] if report["tokens"] else []
     lines += ["## Made by", "", f"    {report.get('command', 'jepa_tok.evaluation.evaluate')}", ""]
@@ -43,7 +43,7 @@ def quality(report: dict[str, Any]) -> list[str]:
     """Every system's figures with their intervals, of what, and what a reader must know beside them: lines of Markdown."""
     corpus, columns = report["corpus"], report["columns"]
     speakers = f"{corpus['speakers']} speakers" if corpus["speakers"] else "unknown speakers"
-    body = [[_name(r), _rate(r), *(_cell(r["figures"][key], 3) for key in columns)] for r in report["rows"]]
+    body = [[_name(r), _rate(r), *(_cell(r["figures"], key, 3) for key in columns)] for r in report["rows"]]
     missing = report["unavailable"]["systems"]
     body += [[name, "", reason, *[""] * (len(columns) - 1)] for name, reason in missing.items()]
     return [
@@ -128,13 +128,16 @@ def _rate(row: dict[str, Any]) -> str:
     return "" if row["bit_rate"] is None else f"{row['bit_rate']:.0f}"
 
 
-def _cell(figure: dict[str, Any] | None, places: int, sign: str = "") -> str:
+def _cell(figures: dict[str, Any], key: str, places: int, sign: str = "") -> str:
+    """Empty where the figure was not taken, `none` where no utterance has a value."""
+    figure = figures.get(key)
     if figure is None:
-        return "none"
+        return "none" if key in figures else ""
     interval = figure["interval"]
     ends = "" if interval is None else f" [{interval[0]:{sign}.{places}f}, {interval[1]:{sign}.{places}f}]"
     return f"{figure['mean']:{sign}.{places}f}{ends}"
 
 
-def _plain(figure: dict[str, Any] | None, name: str) -> str:
-    return "none" if figure is None else f"{figure[name]:.3f}"
+def _plain(figures: dict[str, Any], key: str, name: str) -> str:
+    figure = figures.get(key)
+    return ("none" if key in figures else "") if figure is None else f"{figure[name]:.3f}"
