@@ -16,6 +16,7 @@ from probes import ctc, decoding, intervals, splits
 from probes.data import ProbeData, ProbeError, labelled
 from probes.decoding import Search
 from probes.inputs import Missing, Source, each, progress
+from probes.options import Count, DecoderKind, File, HeadKind, Natural, UnitKind
 from probes.recordings import recordings
 from probes.results import Outcome, Row
 from probes.splits import Split
@@ -66,6 +67,33 @@ def make_split(data: ProbeData, column: str | None, speaker_column: str, seed: i
     return Split(train, dev, test, f"{'whole speakers' if by_speaker else 'utterances'}, by seed")
 
 
+def plan(
+    data: ProbeData,
+    seeds: Sequence[int],
+    *,
+    column: str,
+    speaker_column: str,
+    split_column: str | None,
+    units: UnitKind,
+    spm_size: int,
+    decoder: DecoderKind,
+    lm: str | None,
+) -> list[tuple[int, Split]]:
+    """Each seed's split. It takes labels alone; `data` comes from `prepare`.
+
+    Raises ProbeError where a split, the units of its training part, or the search with them cannot be made.
+    """
+    decoding.check(decoder, lm)
+    plans = [(seed, make_split(data, split_column, speaker_column, seed)) for seed in seeds]
+    recorded = recordings(data)
+    texts = [normalise(str(v)) for v in data.values(column)]
+    for _, split in plans:
+        splits.check_parts(split, recorded)
+        known = _units(units, [texts[i] for i in split.train], spm_size)
+        decoding.make_decoder(known, decoding.searches(decoder, lm)[0], lm)
+    return plans
+
+
 def shuffled(texts: Sequence[str], data: ProbeData, split: Split, seed: int) -> list[str]:
     """Transcripts of train and of dev permuted among clips of like length, so that labels still fit; test keeps its own."""
     out = list(texts)
@@ -84,27 +112,34 @@ def run(
     column: str,
     speaker_column: str = "speaker",
     split_column: str | None = None,
-    units: str = "char",
-    spm_size: int = 128,
-    head: str = "linear",
-    decoder: str = "greedy",
-    lm: str | None = None,
-    context: int | None = None,
-    epochs: int | None = None,
+    units: UnitKind = "char",
+    spm_size: Count = 128,
+    head: HeadKind = "linear",
+    decoder: DecoderKind = "greedy",
+    lm: File | None = None,
+    context: Natural | None = None,
+    epochs: Count | None = None,
     device: str = "cpu",
 ) -> Outcome:
     """Trains and scores every input for every seed; `data` comes from `prepare`.
 
     For each input the grids are tried with the first seed and their best used for all seeds; shuffled labels get the choice
-    of the first input. `context` is `ctc.default_context` unless told otherwise. Raises ProbeError where labels or splits do not allow it, or what beam search needs is missing.
+    of the first input. `context` is `ctc.default_context` unless told otherwise. Raises ProbeError as `plan` does, and where no text
+    of a part fits its clip.
     """
-    decoding.check(decoder, lm)
+    plans = plan(
+        data,
+        seeds,
+        column=column,
+        speaker_column=speaker_column,
+        split_column=split_column,
+        units=units,
+        spm_size=spm_size,
+        decoder=decoder,
+        lm=lm,
+    )
     texts = [normalise(str(v)) for v in data.values(column)]
     owners, by = splits.owners(data, speaker_column if data.has(speaker_column) else None)
-    plans = [(seed, make_split(data, split_column, speaker_column, seed)) for seed in seeds]
-    recorded = recordings(data)
-    for _, split in plans:
-        splits.check_parts(split, recorded)
     settings: dict[str, Any] = {
         "label_column": column,
         "normalisation": NORMALISATION,
@@ -186,7 +221,7 @@ def run(
     )
 
 
-def _units(kind: str, texts: Sequence[str], size: int) -> Units:
+def _units(kind: UnitKind, texts: Sequence[str], size: int) -> Units:
     return Characters(texts) if kind == "char" else SentencePieces(texts, size)
 
 
@@ -245,7 +280,7 @@ def _describe(data: ProbeData, texts: Sequence[str], split: Split, speaker_colum
 def _notes(texts: Sequence[str], split: Split, unfit: int, how: str) -> list[str]:
     known = {texts[i] for i in split.train}
     seen = sum(texts[i] in known for i in split.test)
-    notes = [f"text: {NORMALISATION}; decoding: {how}", *few_tested(split.test)]
+    notes = [f"text: {NORMALISATION}; decoding: {how}", *few_tested(len(split.test))]
     if seen:
         notes.append(f"{seen} of {len(split.test)} test transcripts also occur in train: the error rates flatter")
     if unfit:

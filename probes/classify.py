@@ -15,6 +15,7 @@ import numpy as np
 from probes import intervals, linear, splits
 from probes.data import ProbeData, ProbeError, drop_rare, labelled
 from probes.inputs import SHUFFLED, Missing, Source, each, progress
+from probes.options import Folds
 from probes.recordings import recordings
 from probes.results import Outcome, Row
 from probes.splits import Split
@@ -113,6 +114,22 @@ def _given_folds(values: Sequence[str], size: int, column: str) -> list[Split]:
     return out
 
 
+def plan(
+    data: ProbeData,
+    seeds: Sequence[int],
+    *,
+    column: str,
+    speaker_column: str | None,
+    split_column: str | None,
+    fold_column: str | None,
+    folds: int,
+) -> list[tuple[int, list[Split]]]:
+    """Each seed's folds, or its one split. It takes labels alone; `data` comes from `prepare`. Raises as `make_folds` does."""
+    labels = [str(v) for v in data.values(column)]
+    columns = {"speaker_column": speaker_column, "split_column": split_column, "fold_column": fold_column}
+    return [(seed, make_folds(data, labels, **columns, folds=folds, seed=seed)) for seed in seeds]
+
+
 def run(
     data: ProbeData,
     inputs: Sequence[Source | Missing],
@@ -122,7 +139,7 @@ def run(
     speaker_column: str | None = None,
     split_column: str | None = None,
     fold_column: str | None = None,
-    folds: int = 5,
+    folds: Folds = 5,
     task: str = "classify",
 ) -> Outcome:
     """Fits and scores every input for every seed; `data` comes from `prepare`, `task` names the results.
@@ -132,10 +149,8 @@ def run(
     """
     labels = [str(v) for v in data.values(column)]
     owners, by = splits.owners(data, speaker_column)
-    plans = []
-    for seed in seeds:
-        columns = {"speaker_column": speaker_column, "split_column": split_column, "fold_column": fold_column}
-        plans.append((seed, make_folds(data, labels, **columns, folds=folds, seed=seed)))
+    columns = {"speaker_column": speaker_column, "split_column": split_column, "fold_column": fold_column}
+    plans = plan(data, seeds, column=column, **columns, folds=folds)
 
     def score(row: Row, tested: list[int], truth: list[str], guess: list[str]) -> None:
         names = [owners[i] for i in tested]
@@ -176,7 +191,7 @@ def run(
     parts = plans[0][1]
     sizes = f"{len(parts[0].train)} train, {len(parts[0].dev)} dev, {len(parts[0].test)} test utterances"
     notes = ["uar: unweighted average recall; all metrics over the test utterances of all folds together"]
-    notes += few_tested([i for split in parts for i in split.test])
+    notes += few_tested(sum(len(split.test) for split in parts))
     if unconverged:
         notes.append(f"{unconverged} logistic regressions stopped at {linear.MAX_ITER} iterations")
     described = f"{parts[0].origin}; {len(parts)} in all, the first with {sizes}"

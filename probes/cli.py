@@ -6,11 +6,12 @@ import argparse
 import importlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from jepa_tok.errors import JepaTokError
+from probes.options import Count, DecoderKind, Folds, HeadKind, Natural, UnitKind, wrong
 
 _EXAMPLES = """examples:
   python -m probes speaker --tokens exp/tokens --labels data/manifest.jsonl --out exp/probes/speaker
@@ -141,39 +142,41 @@ def parser() -> argparse.ArgumentParser:
                 help="verification trials: enroll id, test id, 1 for one speaker and 0 for two; default: drawn once, and written",
             )
         if task in ("emotion", "classify"):
-            p.add_argument("--folds", type=_positive, default=5, metavar="N", help="default: 5, at most one a speaker")
+            p.add_argument(
+                "--folds", type=_number(Folds), default=5, metavar="N", help="default: 5, at most one a speaker"
+            )
             p.add_argument("--fold-column", metavar="NAME", help="column whose values are the folds")
         if task == "asr":
             p.add_argument(
                 "--units",
-                choices=("char", "spm"),
+                choices=get_args(UnitKind),
                 default="char",
                 help="characters, or sentencepiece trained on the training transcripts",
             )
             p.add_argument(
-                "--spm-size", type=_positive, default=128, metavar="N", help="sentencepiece units; default: 128"
+                "--spm-size", type=_number(Count), default=128, metavar="N", help="sentencepiece units; default: 128"
             )
             p.add_argument(
                 "--context",
-                type=_natural,
+                type=_number(Natural),
                 metavar="N",
                 help="neighbouring frames the linear head sees on each side; default: those of 400 ms",
             )
             p.add_argument(
                 "--head",
-                choices=("linear", "bilstm"),
+                choices=get_args(HeadKind),
                 default="linear",
                 help="one projection, or two LSTM layers as in DASB; default: linear",
             )
             p.add_argument(
-                "--decoder", choices=("greedy", "beam"), default="greedy", help="beam: its width is tuned on dev"
+                "--decoder", choices=get_args(DecoderKind), default="greedy", help="beam: its width is tuned on dev"
             )
             p.add_argument(
                 "--lm", metavar="FILE", help="ARPA n-gram for the beam, over words or units; its weight is tuned on dev"
             )
             p.add_argument(
                 "--epochs",
-                type=_positive,
+                type=_number(Count),
                 metavar="N",
                 help="default: 15, or more where that makes less than 300 updates",
             )
@@ -207,7 +210,7 @@ def _add_run(verbs: Any) -> None:
         help="token shards of the whole suite, taken as they are; may be given several times",
     )
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
-    p.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes that measure; default: 1")
+    p.add_argument("--jobs", type=_number(Count), default=1, metavar="N", help="processes that measure; default: 1")
 
 
 def _add_study(verbs: Any) -> None:
@@ -223,7 +226,7 @@ def _add_study(verbs: Any) -> None:
     p.add_argument(
         "--control", metavar="SPEC", help="what stands beside it; default: for ours, an untrained one of its config"
     )
-    p.add_argument("--seed", type=_natural, default=0, metavar="N", help="default: 0")
+    p.add_argument("--seed", type=_number(Natural), default=0, metavar="N", help="default: 0")
 
 
 def _add_suite(p: argparse.ArgumentParser) -> None:
@@ -330,13 +333,14 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, but is {text!r}")
-    return int(text)
+def _number(kind: Any) -> Callable[[str], int]:
+    """Reads a whole number of that kind, as a suite's file has it."""
 
+    def read(text: str) -> int:
+        value = int(text) if text.isdecimal() else text
+        fault = wrong(value, kind)
+        if fault:
+            raise argparse.ArgumentTypeError(fault)
+        return int(value)
 
-def _natural(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 up, but is {text!r}")
-    return int(text)
+    return read

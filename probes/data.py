@@ -17,6 +17,7 @@ from jepa_tok.errors import CorpusError, JepaTokError
 
 if TYPE_CHECKING:
     from jepa_tok.corpus.schema import ShardMetadata
+    from jepa_tok.corpus.utterance import Utterance
 
 MOST = 0.5  # share of the tokens that must have a label row: below it, the two files hardly belong together
 
@@ -145,9 +146,14 @@ def read_labels(path: str | Path) -> dict[str, dict[str, Any]]:
         return _bare_labels(source)
     rows = {}
     for u in read_corpus(source):
-        span = {"path": u.path, "start": u.start, "end": u.end}
-        rows[u.id] = {**u.info, **{k: v for k, v in span.items() if v is not None}}
+        rows[u.id] = row_of(u)
     return rows
+
+
+def row_of(u: Utterance) -> dict[str, Any]:
+    """Label columns of an utterance, and where its audio is: `path`, `start`, `end` where they are known."""
+    span = {"path": u.path, "start": u.start, "end": u.end}
+    return {**u.info, **{k: v for k, v in span.items() if v is not None}}
 
 
 def _has_paths(source: Path) -> bool:
@@ -198,8 +204,8 @@ def labelled(data: ProbeData, *columns: str) -> ProbeData:
         if not data.has(column):
             known = sorted({k for row in data.info for k in row if not k.startswith("_")})
             raise ProbeError(
-                f"The label column `{column}` must be in the token shards or in `--labels`, but is in neither; "
-                f"columns there: {', '.join(known) or 'none'}."
+                f"The label column `{column}` must be a column of the labels (of token shards and `--labels`, or of a suite's "
+                f"manifest), but is none; columns there: {', '.join(known) or 'none'}."
             )
     table = [data.values(column) for column in columns]
     keep = [i for i in range(len(data)) if all(values[i] is not None for values in table)]

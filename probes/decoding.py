@@ -52,9 +52,9 @@ def searches(kind: str, lm: str | None) -> list[Search]:
 def check(kind: str, lm: str | None) -> None:
     """Raises ProbeError where packages or the file of the language model are missing."""
     if lm and kind != "beam":
-        raise ProbeError("`--lm` must go with `--decoder beam`, but the decoder is greedy.")
+        raise ProbeError("A language model (`lm`) must go with the decoder `beam`, but the decoder is greedy.")
     if lm and not Path(lm).is_file():
-        raise ProbeError(f"`--lm` must be an ARPA file, but there is no file '{lm}'.")
+        raise ProbeError(f"The language model (`lm`) must be an ARPA file, but there is no file '{lm}'.")
     if kind == "beam":
         _packages(lm)
 
@@ -65,7 +65,7 @@ def _packages(lm: str | None) -> Any:
     for name, package in (("torchaudio", "torchaudio"), ("flashlight", "flashlight-text"), ("kenlm", "kenlm")):
         if importlib.util.find_spec(name) is None and (lm or name != "kenlm"):
             raise ProbeError(
-                f"`--decoder beam` needs the package `{package}`, which is not installed: pip install {package} (`jepa-tok[lm]` has all three)."
+                f"The decoder `beam` needs the package `{package}`, which is not installed: pip install {package} (`jepa-tok[lm]` has all three)."
             )
     from torchaudio.models.decoder import ctc_decoder
 
@@ -90,7 +90,9 @@ def _beam(units: Units, search: Search, lm: str | None) -> Decoder:
         if not set(words) <= set(names):
             lexicon = _spell(words, units, names)
             if not lexicon:
-                raise ProbeError(f"`--lm` must be of words that the units can spell, but '{lm}' has none such.")
+                raise ProbeError(
+                    f"The language model (`lm`) must be of words that the units can spell, but '{lm}' has none such."
+                )
     if lexicon is None:
         silence = _SILENCE  # a label that never occurs: the free search puts one at both ends
     tokens = [_BLANK, *names, *([silence] if silence not in names else [])]
@@ -118,7 +120,7 @@ def _beam(units: Units, search: Search, lm: str | None) -> Decoder:
         except RuntimeError as e:
             reason = str(e).split("threw")[-1]
             raise ProbeError(
-                f"`--lm` must be an ARPA file of 2-grams or more, but KenLM refuses '{lm}': {' '.join(reason.split())}"
+                f"The language model (`lm`) must be an ARPA file of 2-grams or more, but KenLM refuses '{lm}': {' '.join(reason.split())}"
             ) from None
 
     def decode(log_probs: Tensor) -> str:
@@ -150,7 +152,9 @@ def _vocabulary(lm: str) -> list[str]:
     except (IndexError, UnicodeDecodeError):
         out = []
     if not out:
-        raise ProbeError(f"`--lm` must be an ARPA file with 1-grams (probability, tab, word), but '{lm}' is not.")
+        raise ProbeError(
+            f"The language model (`lm`) must be an ARPA file with 1-grams (probability, tab, word), but '{lm}' is not."
+        )
     return [word for word in out if word not in _OUTSIDE]
 
 

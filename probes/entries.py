@@ -24,7 +24,7 @@ from jepa_tok.corpus.audio_source import load_utterance
 from jepa_tok.corpus.utterance import Utterance
 from probes import features
 from probes.cache import Frames, Make
-from probes.data import ProbeData, ProbeError, read_tokens
+from probes.data import ProbeData, ProbeError, read_tokens, row_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -269,8 +269,7 @@ class Clips:
 
     def data(self, utterances: Sequence[Utterance]) -> ProbeData:
         """The table that a probe's `prepare` takes; `utterances` in the order of the frames."""
-        spans = [{"path": u.path, "start": u.start, "end": u.end} for u in utterances]
-        info = [{**u.info, **{k: v for k, v in span.items() if v is not None}} for u, span in zip(utterances, spans)]
+        info = [row_of(u) for u in utterances]
         frames: Any = list(self.frames)
         meta: Any = self.view.meta
         counts = {"utterances": len(info), "frames": len(self.frames.data)}

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     for corpus in suite.corpora:
         for entry in entries:
             entry.check(corpus.name, corpus.utterances)
-        corpus.check_labels()
+        corpus.check_labels(args.seeds)
     audio = fit_audio(whole, args.fit)  # the same, whichever tasks are asked for
     out = Path(args.out)
     check_out(out, suite.name)

@@ -89,6 +89,14 @@ def by_digit(data: ProbeData, column: str) -> list[float]:
     return np.round(share, 5).tolist()
 
 
+def divide(owners: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that the readout of log-mels is fitted on and tested on: whole owners, where there are three.
+
+    Raises ProbeError where none can be tested.
+    """
+    return splits.carve(np.arange(len(owners)), list(owners), seed, TEST_SHARE, groups=len(set(owners)) > 2)
+
+
 def mel_readout(
     clips: Clips, mels: Sequence[np.ndarray], owners: Sequence[str], by: str, groups: Sequence[np.ndarray], seed: int
 ) -> dict[str, Any]:
@@ -100,7 +108,7 @@ def mel_readout(
     radices = np.asarray(clips.view.meta.radices)
     frames = [codes[: len(m)] for codes, m in zip(clips.frames, mels)]
     targets = [m[: len(codes)] for codes, m in zip(frames, mels)]
-    train, test = splits.carve(np.arange(len(frames)), list(owners), seed, TEST_SHARE, groups=len(set(owners)) > 2)
+    train, test = divide(owners, seed)
     shape = targets[0].shape[1:]
     heard = np.concatenate([targets[int(i)] for i in train]).reshape(-1, int(np.prod(shape)))
     mean = np.nansum(heard, 0) / np.maximum(np.isfinite(heard).sum(0), 1)  # [R]

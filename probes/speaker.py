@@ -16,6 +16,7 @@ import numpy as np
 from probes import intervals, linear, splits, trials
 from probes.data import ProbeData, ProbeError, drop_rare, labelled
 from probes.inputs import SHUFFLED, Missing, Source, each, progress
+from probes.options import File
 from probes.recordings import recordings
 from probes.results import Outcome, Row
 from probes.splits import Split
@@ -107,13 +108,13 @@ def _from_file(data: ProbeData, speakers: Sequence[str], column: str | None, fil
         both = sorted({speakers[i] for i in train} & tested)
         if both:
             raise ProbeError(
-                f"`--trials` must not be of speakers that are trained on, but {len(both)} are in the train part of `{column}` too "
+                f"The trials must not be of speakers that are trained on, but {len(both)} are in the train part of `{column}` too "
                 f"(the first is '{both[0]}')."
             )
     else:
         train = np.array([i for i, s in enumerate(speakers) if s not in tested], dtype=np.int64)
     if len(train) < 2:
-        raise ProbeError(f"`--trials` must leave speakers to train on, but '{file}' has trials of all {len(tested)}.")
+        raise ProbeError(f"The trials must leave speakers to train on, but '{file}' has trials of all {len(tested)}.")
     return Trials(train, given.rows, origin, list=given)
 
 
@@ -168,6 +169,27 @@ def _repeated(speakers: Sequence[str], rows: np.ndarray) -> int:
     return sum(n > 1 for n in Counter(speakers[i] for i in rows).values())
 
 
+def plan(
+    data: ProbeData,
+    seeds: Sequence[int],
+    *,
+    column: str,
+    split_column: str | None,
+    verification_column: str | None,
+    trials_file: str | None,
+) -> tuple[list[tuple[int, Split]], Trials]:
+    """Each seed's split for identification, and the trials of all seeds. It takes labels alone; `data` comes from `prepare`.
+
+    Raises ProbeError where labels, splits or trials do not allow it.
+    """
+    speakers = [str(v) for v in data.values(column)]
+    plans = [(seed, identification_split(data, speakers, split_column, seed)) for seed in seeds]
+    recorded = recordings(data)
+    for _, split in plans:
+        splits.check_parts(split, recorded)
+    return plans, verification_trials(data, speakers, verification_column, plans[0][1], trials_file)
+
+
 def run(
     data: ProbeData,
     inputs: Sequence[Source | Missing],
@@ -176,21 +198,17 @@ def run(
     column: str,
     split_column: str | None = None,
     verification_column: str | None = None,
-    trials_file: str | None = None,
+    trials_file: File | None = None,
 ) -> Outcome:
     """Fits and scores every input for every seed; `data` comes from `prepare`.
 
-    Raises ProbeError where labels, splits or trials do not allow it.
+    Raises ProbeError as `plan` does.
     """
     speakers = [str(v) for v in data.values(column)]
-    recorded = recordings(data)
-    plans = []
-    for seed in seeds:
-        plans.append((seed, identification_split(data, speakers, split_column, seed)))
-        splits.check_parts(plans[-1][1], recorded)
+    columns = {"split_column": split_column, "verification_column": verification_column}
+    plans, verification = plan(data, seeds, column=column, **columns, trials_file=trials_file)
     first = plans[0][1]
-    plan = verification_trials(data, speakers, verification_column, first, trials_file)
-    lda = plan.lda(speakers)
+    lda = verification.lda(speakers)
 
     rows: list[Row] = []
     chosen: dict[str, list[float]] = {}
@@ -207,14 +225,16 @@ def run(
             chosen[row.input].append(head.c)
             known = [labels[i] for i in split.test]
             row.add(accuracy=intervals.accuracy(known, known, head.model.predict(x[split.test]).tolist()))
-            if plan.list is None:
+            if verification.list is None:
                 continue
             if shuffle:
-                judged = splits.permuted(speakers, [plan.train, plan.held], seed)
-                row.add(**_verify(x, judged, replace(plan, list=trials.draw(judged, plan.held, seed)), lda))
+                judged = splits.permuted(speakers, [verification.train, verification.held], seed)
+                row.add(
+                    **_verify(x, judged, replace(verification, list=trials.draw(judged, verification.held, seed)), lda)
+                )
             else:
                 if verified is None or verified[0] is not x:  # seeds that share their features share their scores
-                    verified = x, _verify(x, speakers, plan, lda)
+                    verified = x, _verify(x, speakers, verification, lda)
                 row.add(**verified[1])
     known_metrics = list(rows[0].metrics)
     return Outcome(
@@ -223,7 +243,7 @@ def run(
         better={name: "higher" if name == "accuracy" else "lower" for name in known_metrics},
         splits={
             "identification": f"{first.origin}: {len(first.train)} train, {len(first.dev)} dev, {len(first.test)} test utterances",
-            "verification": f"{plan.origin}: {len(plan.train)} training utterances, {len(plan.held)} held out, {_sizes(plan.list)}",
+            "verification": f"{verification.origin}: {len(verification.train)} training utterances, {len(verification.held)} held out, {_sizes(verification.list)}",
             "speakers": len(set(speakers)),
             "ignored": first.ignored,
         },
@@ -234,19 +254,19 @@ def run(
             "max_iter": linear.MAX_ITER,
             "p_target": P_TARGETS,
         },
-        notes=[*_notes(plan, lda, unconverged), *few_tested(first.test)],
-        trials=plan.list.text(data.ids) if plan.list is not None else "",
+        notes=[*_notes(verification, lda, unconverged), *few_tested(len(first.test))],
+        trials=verification.list.text(data.ids) if verification.list is not None else "",
     )
 
 
-def _verify(x: Any, speakers: Sequence[str], plan: Trials, lda: bool) -> dict[str, intervals.Sample]:
+def _verify(x: Any, speakers: Sequence[str], verification: Trials, lda: bool) -> dict[str, intervals.Sample]:
     """EER and minDCF by LDA and cosine, where there can be an LDA, and by cosine alone."""
-    assert plan.list is not None
-    pairs = plan.list
+    assert verification.list is not None
+    pairs = verification.list
     enroll, test = [speakers[i] for i in pairs.enroll], [speakers[i] for i in pairs.test]
     found = {}
     for ending, with_lda in [("", True)] * lda + [("_cosine", False)]:
-        scores = trials.cosines(x, speakers, plan.train, pairs, lda=with_lda)
+        scores = trials.cosines(x, speakers, verification.train, pairs, lda=with_lda)
         for name, measure in _MEASURES.items():
             metric = partial(_of_curve, scores, pairs.same, measure)
             found[name + ending] = intervals.trials(enroll, test, metric)
@@ -273,15 +293,15 @@ def _sizes(pairs: TrialList | None) -> str:
     )
 
 
-def _notes(plan: Trials, lda: bool, unconverged: int) -> list[str]:
+def _notes(verification: Trials, lda: bool, unconverged: int) -> list[str]:
     notes = [
         "accuracy: closed-set identification; eer, min_dcf: verification by LDA and cosine, `_cosine`: by cosine of centred, "
         "standardised features, no LDA",
         "min_dcf_01, min_dcf_05: minimum of the normalised detection cost at p_target 0.01 and 0.05, misses and false alarms "
         "costing 1 each; 1 is what saying always no costs",
     ]
-    if plan.reason:
-        notes.append(f"verification not available: {plan.reason}")
+    if verification.reason:
+        notes.append(f"verification not available: {verification.reason}")
     elif not lda:
         notes.append(f"eer and min_dcf (LDA) not available: they need {trials.LDA_SPEAKERS} training speakers")
     if unconverged:

@@ -154,7 +154,7 @@ def check_classes(labels: Sequence[str], column: str, least: int = 2) -> None:
     if rare:
         raise ProbeError(
             f"Each class of `{column}` must have at least {least} utterances, but {len(rare)} of {len(times)} have fewer "
-            f"(the first is '{rare[0]}' with {times[rare[0]]}); leave them out with `--drop-rare`."
+            f"(the first is '{rare[0]}' with {times[rare[0]]}); leave them out with `--drop-rare` (in a suite: `rare: true`)."
         )
 
 

@@ -45,7 +45,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         )
     entries = make_entries(args.tokenizer, args.control, args.device)
     for corpus in suite.corpora:
-        corpus.check_labels()
+        corpus.check_labels([args.seed])
+        check_heard(corpus, args.seed)
     audio = fit_audio(whole, args.fit)
     out = Path(args.out)
     check_out(out, suite.name)
@@ -115,15 +116,30 @@ def group_size(entry: Tokenizer) -> int:
     return entry.adapter.tokenizer.config.quantizer.group_size if isinstance(entry.adapter, Ours) else 1
 
 
+def check_heard(corpus: Corpus, seed: int) -> None:
+    """Raises ProbeError where the clips of a corpus that are heard cannot be divided for the readout of log-mels. It needs no audio."""
+    _, owners, _ = _pick(corpus, seed)
+    try:
+        slots.divide(owners, seed)
+    except ProbeError as error:
+        raise ProbeError(f"'{corpus.path or corpus.name}', log-mels: {error}") from None
+
+
+def _pick(corpus: Corpus, seed: int) -> tuple[list[int], list[str], str]:
+    """Rows of MOST_CLIPS clips at most, and who is drawn for each when intervals are made, as `splits.owners` has it."""
+    size = len(corpus.utterances)
+    rows = sorted(random.Random(seed).sample(range(size), min(MOST_CLIPS, size)))
+    return rows, *splits.owners(corpus.labels().select(rows), None)
+
+
 def _heard(
     corpus: Corpus, entry: Entry, clips: Clips, parts: Sequence[Any], seed: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The readout of log-mels and the study of gates, of MOST_CLIPS clips of the corpus."""
     from jepa_tok.adapters.ours import Ours
 
-    rows = sorted(random.Random(seed).sample(range(len(corpus.utterances)), min(MOST_CLIPS, len(corpus.utterances))))
+    rows, owners, by = _pick(corpus, seed)
     picked = [corpus.utterances[i] for i in rows]
-    owners, by = splits.owners(corpus.labels().select(rows), None)
     meta = clips.view.meta
     waves = [load_utterance(u, meta.sample_rate) for u in picked]
     mels = slots.read_mels(waves, meta.sample_rate, meta.hop, subframes_of(meta.hop, meta.sample_rate))

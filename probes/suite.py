@@ -8,9 +8,9 @@
     tasks:
       keyword: {probe: classify, column: label, split_column: split_utt}
 
-or `about` and `suites: [librispeech, emodb]`. A task's `probe` is the module that measures it, by default its own name; `classes`
-picks classes of `column` (a list), or maps them (`{excitement: happiness}`; classes not named are left out); all else are
-parameters of the probe's `prepare` and `run`.
+or `about` and `suites: [librispeech, emodb]` alone. A task's `probe` is the module that measures it, by default its own name; `classes`
+picks labels of `column` (a list), or maps them (`{excitement: happiness, anger: anger}`; labels not named are left out); all else are
+parameters of the probe's `prepare` and `run`, whose annotations say which values they take (`options.py`).
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ import hashlib
 import importlib
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 from jepa_tok.corpus.utterance import Utterance
-from probes.data import ProbeData, ProbeError
+from probes.data import ProbeData, ProbeError, row_of
 from probes.layouts import LAYOUTS
+from probes.options import kinds, shown, wrong
 from probes.recordings import file_key, recording
 from probes.splits import part_of
+from probes.suite_file import as_list, find, flatten, read
 
-FOLDER = Path(__file__).parent / "suites"
 PROBES = ("asr", "speaker", "classify")
 GIVEN = ("data", "inputs", "seeds", "task", "device")
 """Parameters of `prepare` and `run` that are no task's to set."""
 
-_KEYS = {"about", "manifest", "layout", "folder", "more", "tasks", "suites"}
+MOST_TOLD = 20
+"""Labels that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,37 @@ class Task:
 
     @property
     def module(self) -> Any:
-        """The probe's module: `prepare` and `run`."""
+        """The probe's module: `prepare`, `plan` and `run`."""
         return importlib.import_module(f"probes.{self.probe}")
 
     def prepare(self, data: ProbeData) -> ProbeData:
-        """The rows that the probe can use, of the classes that are asked for."""
+        """The rows that the probe can use, of the classes that are asked for.
+
+        Raises ProbeError where the labels do not allow it, or one of `classes` is none of them.
+        """
         if self.classes is not None:
-            column = str(self.options["column"])
+            column = self.options["column"]
             labels = data.values(column)
+            self._check_classes({label for label in labels if label})
             info = [{**row, column: self.classes.get(label or "")} for row, label in zip(data.info, labels)]
             data = replace(data, info=info)
         return self.module.prepare(data, **self._arguments("prepare"))
+
+    def _check_classes(self, labels: set[str]) -> None:
+        absent = [label for label in self.classes or {} if label not in labels]
+        if labels and absent:  # where there is no label at all the probe's own error tells of the column
+            there = sorted(labels)
+            more = f" and {len(there) - MOST_TOLD} more" if len(there) > MOST_TOLD else ""
+            quotes = "; YAML reads yes, no, on and off so: put them in quotes" if absent[0] in ("True", "False") else ""
+            raise ProbeError(
+                f"`classes` must name labels of `{self.options['column']}`, but `{absent[0]}` is none; labels there: "
+                f"{', '.join(there[:MOST_TOLD])}{more}{quotes}."
+            )
+
+    def plan(self, data: ProbeData, seeds: Sequence[int]) -> None:
+        """Raises ProbeError where the probe cannot divide `data`, which comes from `prepare`, with these seeds. It needs no frames."""
+        given = {**_parameters(self.module, "run"), **self.options}
+        self.module.plan(data, seeds, **{name: given[name] for name in _parameters(self.module, "plan")})
 
     def run(self, data: ProbeData, source: Any, seed: int, device: str) -> Any:
         """The `Outcome` of the probe; `data` comes from `prepare`."""
@@ -91,6 +111,8 @@ class Corpus:
     about: str
     tasks: list[Task]
     utterances: list[Utterance] = field(default_factory=list, repr=False)
+    path: Path | None = None
+    """The file that asks for it."""
 
     @property
     def digest(self) -> str:
@@ -100,16 +122,16 @@ class Corpus:
     def labels(self) -> ProbeData:
         """The table of a probe's `prepare`, without any frames."""
         size, none = len(self.utterances), cast("Any", None)
-        ids, info = [u.id for u in self.utterances], [u.info for u in self.utterances]
+        ids, info = [u.id for u in self.utterances], [row_of(u) for u in self.utterances]
         return ProbeData(ids, [none] * size, [0] * size, info, none)
 
-    def check_labels(self) -> None:
-        """Raises ProbeError where the labels do not allow a task: found out before hours of tokenizing."""
+    def check_labels(self, seeds: Sequence[int]) -> None:
+        """Raises ProbeError where labels, or the splits of these seeds, do not allow a task: found out before hours of tokenizing."""
         for task in self.tasks:
             try:
-                task.prepare(self.labels())
+                task.plan(task.prepare(self.labels()), seeds)
             except ProbeError as error:
-                raise ProbeError(f"{self.name}, task `{task.name}`: {error}") from None
+                raise ProbeError(f"'{self.path or self.name}', task `{task.name}`: {error}") from None
 
     def training(self) -> list[Utterance]:
         """What tokenizers may learn from: the rows that every task trains on; none where a task has no fixed parts."""
@@ -158,74 +180,28 @@ class Suite:
         return Suite(self.name, [c for c in kept if c.tasks])
 
 
-def names() -> list[str]:
-    """Names of the suites that come with the probes."""
-    return sorted(p.stem for p in FOLDER.glob("*.yaml"))
-
-
 def load_suite(name: str, root: str | os.PathLike[str]) -> Suite:
     """The suite of that name, or of that .yaml file, with the utterances of its corpora under `root`.
 
     Raises ProbeError where there is no such suite, its file breaks the format, a corpus or an audio file is missing, CorpusError
     where a manifest breaks its own.
     """
-    path = _find(name)
+    path = find(name)
     if not Path(root).is_dir():
         raise ProbeError(f"`--data` must be a folder that holds the corpora, but '{root}' is not.")
-    corpora = [read_corpus_of(file, Path(root)) for file in _flatten(path, ())]
+    corpora = [read_corpus_of(file, Path(root)) for file in flatten(path)]
     if len({c.name for c in corpora}) < len(corpora):
         raise ProbeError(f"'{path}' must name each suite once, but has {', '.join(c.name for c in corpora)}.")
     return Suite(path.stem, corpora)
 
 
-def _find(name: str) -> Path:
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise ProbeError(f"`--suite` must be a suite's name or its .yaml file, but there is no file '{name}'.")
-        return path
-    if name not in names():
-        raise ProbeError(f"`--suite` must be one of {', '.join(names())}, or a .yaml file, but is '{name}'.")
-    return FOLDER / f"{name}.yaml"
-
-
-def _flatten(path: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """The files of single corpora that `path` is or names."""
-    found = _read(path)
-    if "suites" not in found:
-        yield path
-        return
-    for name in found["suites"]:
-        inner = path.parent / name if str(name).endswith((".yaml", ".yml")) else _find(str(name))
-        if inner in (*above, path):
-            raise ProbeError(f"'{path}' must not name a suite that names it, but names `{name}`.")
-        yield from _flatten(inner, (*above, path))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ProbeError(
-            f"'{path}' must be a suite in YAML, but cannot be read: {' '.join(str(error).split())}."
-        ) from None
-    if not isinstance(found, dict) or not (found.get("tasks") or found.get("suites")):
-        raise ProbeError(f"'{path}' must have `tasks` or `suites`, but has neither.")
-    unknown = sorted(map(str, set(found) - _KEYS))
-    if unknown:
-        raise ProbeError(f"'{path}' may have {', '.join(sorted(_KEYS))}, but has `{unknown[0]}`.")
-    return found
-
-
 def read_corpus_of(path: Path, root: Path) -> Corpus:
     """The corpus and tasks of one file, with its utterances; raises as `load_suite` does."""
-    found = _read(path)
-    tasks = found["tasks"]
-    if not isinstance(tasks, dict):
-        raise ProbeError(f"'{path}': `tasks` must map names to parameters, but does not.")
-    corpus = Corpus(path.stem, str(found.get("about", "")), [_task(path, n, given) for n, given in tasks.items()])
+    found = read(path)
+    tasks = [_task(path, name, given) for name, given in found["tasks"].items()]
+    corpus = Corpus(path.stem, found.get("about") or "", tasks, path=path)
     corpus.utterances = _utterances(path, found, root)
-    for name in _list(found.get("more")):
+    for name in as_list(found.get("more")):
         _add_training(corpus, path, root / name)
     for u in corpus.utterances:
         if u.part is None and file_key(u.path)[0] is None:
@@ -235,32 +211,48 @@ def read_corpus_of(path: Path, root: Path) -> Corpus:
     return corpus
 
 
-def _task(path: Path, name: Any, given: Any) -> Task:
-    options = dict(given) if isinstance(given, dict) else {}
+def _task(path: Path, name: str, given: Any) -> Task:
+    """The task that YAML's value asks for; raises ProbeError where a parameter is unknown, lacking or of the wrong kind."""
     place = f"'{path}', task `{name}`"
-    if not str(name).replace("_", "").replace("-", "").isalnum():
+    if not name.replace("_", "").replace("-", "").isalnum():
         raise ProbeError(f"{place}: a task's name must be of letters, digits, - and _.")
-    probe = str(options.pop("probe", name))
+    if not isinstance(given, dict | None):
+        raise ProbeError(f"{place}: a task must map parameters to values, but is {shown(given)}.")
+    options = dict(given or {})
+    probe = options.pop("probe", name)
     if probe not in PROBES:
-        raise ProbeError(f"{place}: `probe` must be one of {', '.join(PROBES)}, but is `{probe}`.")
+        raise ProbeError(f"{place}: `probe` must be one of {', '.join(PROBES)}, but is {shown(probe)}.")
+    named = "classes" in options
     classes = options.pop("classes", None)
-    if isinstance(classes, list):
-        classes = {c: c for c in classes}
-    if classes is not None and not (
-        isinstance(classes, dict) and len(set(classes.values())) > 1 and "column" in options
-    ):
-        raise ProbeError(
-            f"{place}: `classes` must be a list of classes of `column`, or map them to two or more, but does not."
-        )
-    task = Task(str(name), probe, options, classes and {str(k): str(v) for k, v in classes.items()})
+    task = Task(name, probe, options)
     known = _parameters(task.module, "prepare") | _parameters(task.module, "run")
-    unknown = sorted(set(options) - set(known))
+    unknown = [key for key in options if key not in known]
     if unknown:
-        raise ProbeError(f"{place}: `{probe}` takes {', '.join(sorted(known))}, but `{unknown[0]}` is given.")
+        raise ProbeError(f"{place}: `{probe}` takes {', '.join(sorted(known))}, but {shown(unknown[0])} is given.")
     lacking = sorted(k for k, default in known.items() if default is inspect.Parameter.empty and k not in options)
     if lacking:
         raise ProbeError(f"{place}: `{probe}` needs `{lacking[0]}`, which is not given.")
-    return task
+    kind = kinds(task.module.prepare) | kinds(task.module.run)
+    for key, value in options.items():
+        fault = wrong(value, kind[key])
+        if fault:
+            raise ProbeError(f"{place}: `{key}` {fault}.")
+    return replace(task, classes=_classes(place, classes)) if named else task
+
+
+def _classes(place: str, given: Any) -> dict[str, str]:
+    """Label -> class, as text: labels are compared so. Raises ProbeError where it is no such map, or there are fewer than two classes."""
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(given, list | dict):
+        pairs = list(given.items()) if isinstance(given, dict) else [(label, label) for label in given]
+    plain = all(isinstance(v, str | int | float) and str(v).strip() for pair in pairs for v in pair)
+    found = {str(label): str(name) for label, name in pairs}
+    if not plain or len(set(found.values())) < 2:
+        raise ProbeError(
+            f"{place}: `classes` must be a list of two or more labels of `column`, or map labels to two or more classes, but is "
+            f"{shown(given)}."
+        )
+    return found
 
 
 def _parameters(module: Any, function: str) -> dict[str, Any]:
@@ -270,10 +262,8 @@ def _parameters(module: Any, function: str) -> dict[str, Any]:
 
 
 def _utterances(path: Path, found: dict[str, Any], root: Path) -> list[Utterance]:
-    manifests = _list(found.get("manifest"))
+    manifests = as_list(found.get("manifest"))
     layout = found.get("layout")
-    if layout is not None and layout not in LAYOUTS:
-        raise ProbeError(f"'{path}': `layout` must be one of {', '.join(LAYOUTS)}, but is `{layout}`.")
     absent = [str(root / m) for m in manifests if not (root / m).exists()]
     if manifests and not absent:
         return _joined(path.stem, [root / m for m in manifests])
@@ -282,15 +272,11 @@ def _utterances(path: Path, found: dict[str, Any], root: Path) -> list[Utterance
         rows = _rows(path.stem, LAYOUTS[layout](folder))
         if rows:
             return rows
-    places = [f"'{p}'" for p in absent] + ([f"'{folder}' in the layout of {layout}"] if layout is not None else [])
-    raise ProbeError(
-        f"The suite `{path.stem}` must have {' or '.join(places) or 'a `manifest`'}, but it is not there; see `--data`."
-    )
-
-
-def _list(given: Any) -> list[str]:
-    """One name, several, or none."""
-    return [given] if isinstance(given, str) else list(given or [])
+    if not manifests and layout is None:
+        raise ProbeError(f"'{path}' must have a `manifest` or a `layout`, but has neither.")
+    places = [" and ".join(f"'{p}'" for p in absent)] * bool(absent)
+    places += [f"'{folder}' in the layout of {layout}"] * (layout is not None)
+    raise ProbeError(f"'{path}' must have {' or '.join(places)}, but it is not there; see `--data`.")
 
 
 def _add_training(corpus: Corpus, path: Path, manifest: Path) -> None:
@@ -299,7 +285,10 @@ def _add_training(corpus: Corpus, path: Path, manifest: Path) -> None:
     Raises ProbeError where a task has no column that says what is trained on, or the manifest has files of the corpus itself.
     """
     if not all(task.split_columns for task in corpus.tasks):
-        raise ProbeError(f"'{path}': `more` must go with tasks that have a `split_column`, but one has none.")
+        lacking = next(task.name for task in corpus.tasks if not task.split_columns)
+        raise ProbeError(
+            f"'{path}': `more` must go with tasks that have a `split_column` (speaker: and a `verification_column`), but `{lacking}` has none."
+        )
     if not manifest.exists():
         corpus.about += f"; {manifest.name} is not there"
         return

@@ -82,7 +82,7 @@ class SentencePieces:
         except RuntimeError as e:
             reason = " ".join(str(e).split())[-120:]
             raise ProbeError(
-                f"`--spm-size` must suit the {len(texts)} training transcripts, but sentencepiece refuses {size}: {reason}"
+                f"The number of sentencepiece units (`spm_size`) must suit the {len(texts)} training transcripts, but sentencepiece refuses {size}: {reason}"
             ) from None
         self._model = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
         self.size = self._model.vocab_size()

@@ -71,7 +71,7 @@ def read(path: str | Path, ids: Sequence[str], speakers: Sequence[str]) -> Trial
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
-        raise ProbeError(f"`--trials` must be a file of text, but '{path}' cannot be read: {e}.") from None
+        raise ProbeError(f"The list of trials must be a file of text, but '{path}' cannot be read: {e}.") from None
     place = {name: i for i, name in enumerate(ids)}
     found: dict[tuple[int, int], bool] = {}
     for number, line in enumerate(lines, 1):
@@ -95,7 +95,7 @@ def read(path: str | Path, ids: Sequence[str], speakers: Sequence[str]) -> Trial
                 f"{where}: the label must agree with the speakers, but is {cells[2]} for '{speakers[a]}' and '{speakers[b]}'."
             )
     if len(set(found.values())) < 2:
-        raise ProbeError(f"`--trials` must hold trials of both kinds, but '{path}' does not.")
+        raise ProbeError(f"The list of trials must hold both kinds, but '{path}' does not.")
     pairs = np.array(list(found), dtype=np.int64)
     return TrialList(pairs[:, 0], pairs[:, 1], np.array(list(found.values())))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 AHEAD, LEVEL = "ahead", "level"
@@ -62,7 +61,6 @@ def left_out(counts: dict[str, Any], splits: dict[str, Any]) -> list[str]:
     return [f"left out: {n} of {total} utterances {why}" for n, why in found if n]
 
 
-def few_tested(test: Sequence[int]) -> list[str]:
+def few_tested(count: int) -> list[str]:
     """A sentence where a test part is so small that its figures say little; none otherwise."""
-    few = f"only {len(test)} utterances are tested: figures of so few say little"
-    return [few] if len(test) < LEAST_TESTED else []
+    return [f"only {count} utterances are tested: figures of so few say little"] if count < LEAST_TESTED else []

@@ -187,7 +187,7 @@ def test_text() -> None:
     texts = [normalise(t) for t in ("the cat sat", "a cat on the mat", "the mat sat")] * 4
     pieces = SentencePieces(texts, 30)
     assert all(pieces.decode(pieces.encode(t)) == t for t in texts)
-    with pytest.raises(ProbeError, match="`--spm-size` must suit"):
+    with pytest.raises(ProbeError, match=r"sentencepiece units .`spm_size`. must suit"):
         SentencePieces(texts, 3)
 
 

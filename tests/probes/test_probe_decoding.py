@@ -103,7 +103,7 @@ def test_what_beams_need_is_told(tmp_path: Path, beam: None) -> None:
         make_decoder(Characters(["ab"]), Search(8, 1.0), _arpa(tmp_path / "w.arpa", {"dog": -1.0}))
     with pytest.raises(ProbeError, match="there is no file"):
         decoding.check("beam", str(tmp_path / "absent"))
-    with pytest.raises(ProbeError, match="must go with `--decoder beam`"):
+    with pytest.raises(ProbeError, match="must go with the decoder `beam`"):
         decoding.check("greedy", str(broken))
 
 

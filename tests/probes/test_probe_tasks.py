@@ -113,7 +113,7 @@ def test_given_splits_are_used(tmp_path: Path, write_shards: Any, planted: Any) 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["speaker", "--label-column", "who"], "The label column `who` must be in the token shards or in `--labels`"),
+        (["speaker", "--label-column", "who"], "The label column `who` must be a column of the labels"),
         (["speaker", "--split-column", "split"], "Closed-set identification must test speakers that it trains on"),
         (["speaker", "--verification-column", "split_utt"], "must not share speakers"),
         (["emotion", "--split-column", "split_utt"], "must not share speakers"),
@@ -131,8 +131,8 @@ def test_given_splits_are_used(tmp_path: Path, write_shards: Any, planted: Any) 
             ["classify", "--column", "emotion", "--split-column", "split_utt", "--group", "speaker"],
             "must not share speakers",
         ),
-        (["speaker", "--trials", "absent.tsv"], "`--trials` must be a file of text"),
-        (["asr", "--label-column", "emotion", "--lm", "a.arpa"], "`--lm` must go with `--decoder beam`"),
+        (["speaker", "--trials", "absent.tsv"], "The list of trials must be a file of text"),
+        (["asr", "--label-column", "emotion", "--lm", "a.arpa"], "must go with the decoder `beam`"),
     ],
 )
 def test_what_must_not_be_is_refused_in_one_line(

@@ -68,4 +68,4 @@ def test_rows_that_were_left_out_are_told() -> None:
 
 
 def test_few_tested_utterances_are_told() -> None:
-    assert verdicts.few_tested(range(20)) == [] and "only 1 utterances" in verdicts.few_tested([3])[0]
+    assert verdicts.few_tested(20) == [] and "only 1 utterances" in verdicts.few_tested(1)[0]
