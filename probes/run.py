@@ -32,6 +32,7 @@ from probes import cache, page, tables
 from probes.cells import PROTOCOL, Cell, Group, execute, finished
 from probes.data import ProbeError
 from probes.entries import LATENT, Entry, Tokenizer, make_entries
+from probes.places import StorageError, check_given, check_writable, writing
 from probes.progress import Meter, say
 from probes.recordings import Recordings, recording
 from probes.suite import Corpus, Suite, digest, load_suite
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Measures a suite; returns 0, or 1 where a cell failed. Raises JepaTokError where the input does not allow a start."""
     if len(set(args.seeds)) != len(args.seeds) or min(args.seeds) < 0:
         raise ProbeError(f"`--seeds` must be different numbers from 0 up, but are {' '.join(map(str, args.seeds))}.")
+    folder = check_given(args, argv)
     whole = load_suite(args.suite, args.data)
     suite = whole.only(args.tasks)
     entries = make_entries(args.tokenizers, args.tokens, args.device)
@@ -52,15 +54,15 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         corpus.check_labels(args.seeds)
     audio = fit_audio(whole, args.fit)  # the same, whichever tasks are asked for
     out = Path(args.out)
-    check_out(out, suite.name)
-    lock = lock_folder(out, f"'{out}' is in use by another run; wait for it, or give another `--out`.")
+    lock = take_out(out, suite.name)
     try:
-        folder = Path(args.cache) if args.cache else out / "cache"
+        check_writable(folder, "--cache")
         fit(entries, audio, suite.name, folder)
         groups, failed = tokenize(suite, entries, args.seeds, folder)
-        records = measure(groups, out / "cells", args.jobs, args.device) + failed
-        results = tables.build(suite, entries, args.seeds, records, argv)
-        page.write(out, results)
+        with writing(out):
+            records = measure(groups, out / "cells", args.jobs, args.device) + failed
+            results = tables.build(suite, entries, args.seeds, records, argv)
+            page.write(out, results)
     finally:
         unlock(lock)
     print(tables.console(results))
@@ -72,6 +74,16 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 def _failures(records: Sequence[dict[str, Any]]) -> Counter[tuple[str, str, str]]:
     return Counter((r["corpus"], r["task"], r["error"]) for r in records if r["status"] == "failed")
+
+
+def take_out(out: Path, suite: str) -> int | None:
+    """Checks the folder (`check_out`) and locks it until `unlock`; raises ProbeError, or CorpusError where another run has it."""
+    check_out(out, suite)
+    check_writable(out, "--out")
+    if (out / "cells").exists():
+        check_writable(out / "cells", "--out")
+    with writing(out):
+        return lock_folder(out, f"'{out}' is in use by another run; wait for it, or give another `--out`.")
 
 
 def check_out(out: Path, suite: str) -> None:
@@ -140,7 +152,8 @@ def fit(entries: Sequence[Entry], audio: Sequence[Utterance], suite: str, folder
     heard = digest(audio)
     for entry in entries:
         name = entry.name
-        entry.fit(waves, lambda fingerprint: folder / "fit" / f"{fingerprint}-{heard}.safetensors")
+        with writing(folder / "fit"):
+            entry.fit(waves, lambda fingerprint: folder / "fit" / f"{fingerprint}-{heard}.safetensors")
 
 
 def tokenize(
@@ -159,12 +172,15 @@ def tokenize(
             view = entry.view
             place = folder / f"{corpus.name}-{corpus.digest}" / f"{slug(entry.name)}-{view.kind}-{view.meta.hash}"
             cells = _cells(corpus, entry, seeds)
+            width = len(view.meta.radices) if view.kind == "codes" else None
             latents = heard.get(entry.name)
             make = (entry.made_of(latents) if latents and isinstance(entry, Tokenizer) else None) or entry.make
             try:
                 with Meter(f"{corpus.name}: {entry.name}", len(corpus.utterances), "clips") as meter:
-                    frames = cache.fill(place, corpus.utterances, make, entry.dtype, meter)
+                    frames = cache.fill(place, corpus.utterances, make, entry.dtype, meter, width)
                 cache.pooled(place, PROTOCOL, partial(entry.pool, frames))
+            except StorageError:  # a full disk: the others would fail, too
+                raise
             except JepaTokError as error:
                 failed += [cell.failed(str(error)) for cell in cells]
             else:

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from jepa_tok.corpus.audio_source import load_utterance
-from jepa_tok.files import lock_folder, unlock, write_text
+from jepa_tok.files import unlock, write_text
 from jepa_tok.provenance import commit, machine, versions
 from probes import gates, slots, splits, study_page
 from probes.cache import open_frames
 from probes.data import ProbeError
 from probes.entries import Clips, Entry, Tokenizer
 from probes.inputs import subframes_of
+from probes.places import check_given, check_writable, writing
 from probes.progress import say
-from probes.run import check_out, fit, fit_audio, tokenize
+from probes.run import fit, fit_audio, take_out, tokenize
 from probes.suite import Corpus, Suite, load_suite
 
 FORMAT = "jepa-tok-probe-study/1"
@@ -36,6 +37,7 @@ MOST_CLIPS = 200
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Studies one tokenizer; returns 0. Raises JepaTokError where the input does not allow it."""
+    folder = check_given(args, argv)
     whole = load_suite(args.suite, args.data)
     names = args.tasks or sorted({t.name for c in whole.corpora for t in c.tasks if t.probe != "asr"})
     suite = whole.only(names)
@@ -49,10 +51,9 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         check_heard(corpus, args.seed)
     audio = fit_audio(whole, args.fit)
     out = Path(args.out)
-    check_out(out, suite.name)
-    lock = lock_folder(out, f"'{out}' is in use by another run; wait for it, or give another `--out`.")
+    lock = take_out(out, suite.name)
     try:
-        folder = Path(args.cache) if args.cache else out / "cache"
+        check_writable(folder, "--cache")
         fit(entries, audio, suite.name, folder)
         found = study(suite, entries, args.seed, folder)
         result = {
@@ -66,8 +67,9 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             "machine": machine(),
             "versions": versions(),
         }
-        write_text(out / "study.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        write_text(out / "study.html", study_page.render(result))
+        with writing(out):
+            write_text(out / "study.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            write_text(out / "study.html", study_page.render(result))
     finally:
         unlock(lock)
     print(f"written: {out / 'study.json'}, {out / 'study.html'}")

@@ -1,8 +1,11 @@
-"""The cache of frames: what was made stays, whatever interrupts; what is broken is refused."""
+"""The cache of frames: what was made stays, whatever interrupts; what is broken is mended."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from jepa_tok.corpus.utterance import Utterance
 from jepa_tok.files import lock_folder, unlock
 from probes import cache
 from probes.data import ProbeError
+from probes.places import StorageError
 
 CLIPS = [Utterance(f"u{i}", f"/audio/u{i}.wav") for i in range(9)]
 
@@ -74,15 +78,104 @@ def test_a_torn_end_is_made_anew(tmp_path: Path, lines: int, frames: int, kept: 
     assert rest.made == [u.id for u in CLIPS[kept:]]
 
 
-def test_other_clips_and_cut_files_are_refused(tmp_path: Path) -> None:
+def test_other_clips_and_cut_files_are_not_read(tmp_path: Path) -> None:
+    """Whoever only reads refuses; `fill` mends."""
     fill(tmp_path, Maker())
+    ids = [u.id for u in CLIPS]
     with pytest.raises(ProbeError, match="must hold the clips of this corpus"):
-        fill(tmp_path, Maker(), CLIPS[:-1])
+        cache.open_frames(tmp_path, ids[:-1])
     data = (tmp_path / "frames.bin").read_bytes()
     for changed in (data + b"x", data[:-1]):
         (tmp_path / "frames.bin").write_bytes(changed)
         with pytest.raises(ProbeError, match="delete it"):
+            cache.open_frames(tmp_path, ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "kept"),
+    [
+        ("frames.bin", lambda data: data[:-1], 8),
+        ("frames.bin", lambda data: data + b"x", 9),
+        ("frames.bin", lambda data: b"", 0),
+        ("rows.jsonl", lambda data: data[:-3], 8),
+        ("rows.jsonl", lambda data: data.replace(b'"u5"', b'"v5"'), 5),
+        ("rows.jsonl", lambda data: data.replace(b'"frames": 3', b'"frames": "ab"'), 2),
+        ("rows.jsonl", lambda data: data.replace(b'"frames": 3', b'"frames": -3'), 2),
+        ("rows.jsonl", lambda data: data.replace(b'"samples": 400, ', b""), 4),
+        ("rows.jsonl", lambda data: b"[]\n" + data, 0),
+        ("rows.jsonl", lambda data: b"\xff\n" + data, 0),
+        ("cache.json", lambda data: data[:9], 9),
+        ("cache.json", lambda data: b"[]", 9),
+        ("cache.json", lambda data: b"\xff", 9),
+        ("cache.json", lambda data: data.replace(b"|u1", b"<u2"), 0),
+    ],
+)
+def test_a_finished_folder_that_broke_is_mended(
+    tmp_path: Path, capsys: Any, name: str, change: Callable[[bytes], bytes], kept: int
+) -> None:
+    """Leading clips that are whole stay; what was pooled goes; one line says so."""
+    fill(tmp_path, Maker())
+    cache.pooled(tmp_path, 1, lambda: np.eye(9, dtype=np.float32))
+    data = (tmp_path / name).read_bytes()
+    assert change(data) != data
+    (tmp_path / name).write_bytes(change(data))
+    rest = Maker()
+    check(fill(tmp_path, rest))
+    assert rest.made == [u.id for u in CLIPS[kept:]]
+    assert not (tmp_path / "pooled-1.npz").exists()
+    err = capsys.readouterr().err
+    assert f"{kept} of 9 clips stay" in err and err.count("\n") == 1
+    again = Maker()
+    check(fill(tmp_path, again))
+    assert again.made == [] and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [4, 99])
+def test_frames_of_another_dtype_are_made_anew(tmp_path: Path, limit: int) -> None:
+    """Those of an interrupted run are not read as if they were of this one's."""
+    with contextlib.suppress(KeyboardInterrupt):
+        cache.fill(tmp_path, CLIPS, Maker(limit), np.dtype(np.uint16), lambda count: None)
+    rest = Maker()
+    check(fill(tmp_path, rest))
+    assert len(rest.made) == 9
+
+
+def test_frames_of_another_width_are_made_anew(tmp_path: Path, capsys: Any) -> None:
+    def fill_narrow(folder: Path, limit: int = 99) -> None:
+        maker = Maker(limit)
+        with contextlib.suppress(KeyboardInterrupt):
+            cache.fill(folder, CLIPS, lambda u: (maker(u)[0][:, :2], 1), np.dtype(np.uint8), lambda count: None)
+
+    fill_narrow(tmp_path / "part", 4)
+    check(fill(tmp_path / "part", Maker()))
+    assert "it is made anew" in capsys.readouterr().err
+    fill_narrow(tmp_path / "whole")
+    maker = Maker()
+    check(cache.fill(tmp_path / "whole", CLIPS, maker, np.dtype(np.uint8), lambda count: None, 3))
+    assert len(maker.made) == 9
+
+
+def test_a_full_disk_is_one_line_and_what_was_made_stays(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # bytes of a file
+    try:
+        with pytest.raises(StorageError, match=r"must be readable and writable, but is not: .*; what was made stays"):
             fill(tmp_path, Maker())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    rest = Maker()
+    check(fill(tmp_path, rest))
+    assert 0 < len(rest.made) < 9
+
+
+def test_a_clip_that_cannot_be_read_is_no_fault_of_the_folder(tmp_path: Path) -> None:
+    def make(u: Utterance) -> tuple[np.ndarray, int]:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(ProbeError, match=r"'u0' .*must be readable, but is not: Permission denied") as caught:
+        fill(tmp_path, make)  # type: ignore[arg-type]
+    assert not isinstance(caught.value, StorageError)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +207,7 @@ def test_a_folder_that_is_being_filled_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("thin", [False, True])
-def test_pooled_statistics_are_kept(tmp_path: Path, thin: bool) -> None:
+def test_pooled_statistics_are_kept(tmp_path: Path, thin: bool, capsys: Any) -> None:
     x = np.eye(4, 6, dtype=np.float32)
     made = cache.pooled(tmp_path, 1, lambda: sparse.csr_array(x) if thin else x)
     found = cache.pooled(tmp_path, 1)
@@ -122,6 +215,13 @@ def test_pooled_statistics_are_kept(tmp_path: Path, thin: bool) -> None:
     np.testing.assert_array_equal(found.toarray() if thin else found, x)
     with pytest.raises(ProbeError, match="pooled-2"):
         cache.pooled(tmp_path, 2)
-    (tmp_path / "pooled-1.npz").write_bytes(b"PK broken")
-    with pytest.raises(ProbeError, match="delete it"):
-        cache.pooled(tmp_path, 1)
+    path, x = tmp_path / "pooled-1.npz", x * 2
+    whole = path.read_bytes()
+    for broken in (b"PK broken", b"", whole[: len(whole) // 2], whole.replace(b"NUMPY", b"NUMPX")):
+        path.write_bytes(broken)
+        with pytest.raises(ProbeError, match="delete it"):
+            cache.pooled(tmp_path, 1)
+        capsys.readouterr()
+        found = cache.pooled(tmp_path, 1, lambda: sparse.csr_array(x) if thin else x)
+        np.testing.assert_array_equal(found.toarray() if thin else found, x)
+        assert "is broken: it is made anew" in capsys.readouterr().err
