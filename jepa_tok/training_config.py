@@ -157,6 +157,10 @@ class CodecConfig:
     """The discriminators judge a random segment of this length of each clip, while encoder and generator have all of it
     for context; 0: the whole clip (paper)."""
 
+    generator_seconds: float = 0.0
+    """The generator decodes a random segment of about this length of each clip, in whole frames, and all losses of sound are of it, while the
+    encoder hears all of the clip; 0: the whole clip (paper)."""
+
     usage_weight: float = 0.0
     """Fine-tuned encoders: weight of the penalty on dimensions whose bounded values are not spread evenly over the levels."""
 
@@ -184,9 +188,15 @@ class CodecConfig:
             "loudness_weight",
             "adversarial_weight",
             "adversarial_seconds",
+            "generator_seconds",
             "usage_weight",
             "mel_head_weight",
             "mel_head_exponent",
         ):
             if getattr(self, name) < 0.0:
                 raise ConfigError(f"`{name}` must be at least 0, but is {getattr(self, name)} instead.")
+        if 0.0 < self.generator_seconds * self.tokenizer.encoder.frame_rate < 0.5:
+            raise ConfigError(
+                f"`generator_seconds` must be a frame ({1.0 / self.tokenizer.encoder.frame_rate:g} s) or more, or 0, but is "
+                f"{self.generator_seconds} instead."
+            )

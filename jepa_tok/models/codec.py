@@ -33,6 +33,7 @@ from jepa_tok.models.losses import (
 )
 from jepa_tok.models.loudness import loudness_loss
 from jepa_tok.models.mel_head import MelHead
+from jepa_tok.models.segments import cut, draw_starts, sample_counts
 from jepa_tok.models.source import PitchDecoder
 from jepa_tok.training_config import CodecConfig
 
@@ -81,7 +82,7 @@ class CodecOutput:
     """Exactly 0 without `adversarial`."""
 
     reconstruction: Tensor | None
-    """[B, S] float32, zero past each clip's samples; None without `synthesis`."""
+    """[B, S] float32, zero past each clip's samples; in training of the segments of `generator_seconds`; None without `synthesis`."""
 
     codes: Tensor
     """[B, T, D] int64; what stands past a clip's frames means nothing."""
@@ -111,6 +112,12 @@ class _AtHead:
 
     mask: Tensor | None
     """[B, L], which of them are the clips' own."""
+
+    frame_lengths: Tensor
+    """Frames of each clip that are decoded, int64 [B]."""
+
+    whole: bool
+    """Whether these are all that the encoder heard."""
 
 
 class Codec(nn.Module):
@@ -220,7 +227,7 @@ class Codec(nn.Module):
         """
         if lengths is not None:
             wave = wave * sequence_mask(lengths, wave.shape[1])
-        at = self._decode_to_head(wave, lengths)
+        at, wave, lengths = self._decode_to_head(wave, lengths, segment=self.training)
         encoded = at.encoded
 
         c = self.config
@@ -241,7 +248,7 @@ class Codec(nn.Module):
             g_loss, d_loss, losses = self._judge_reconstruction(fake, wave, lengths, adversarial, disc)
         head = self.part("mel_head") if self.mel_head is not None else None
         if isinstance(head, MelHead):
-            shared = head.same_windows(c.tokenizer.encoder)
+            shared = head.same_windows(c.tokenizer.encoder) and at.whole
             mel_head = head.loss(at.x, wave, lengths, encoded.logmel if shared else None)
             g_loss = g_loss + c.mel_head_weight * mel_head
         if isinstance(pitch_decoder, PitchDecoder) and truth is not None:
@@ -268,15 +275,20 @@ class Codec(nn.Module):
 
     def reconstruct(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[EncoderOutput, Tensor, Tensor]:
         """wave [B, S] -> what the encoder heard, codes [B, T, D], reconstruction [B, S]."""
-        at = self._decode_to_head(wave, lengths)
+        at, wave, lengths = self._decode_to_head(wave, lengths)
         return at.encoded, at.codes, self._synthesise(at, wave, lengths)
 
     def steps_to_head(self, wave: Tensor) -> Tensor:
         """wave [B, S] -> [B, C, L], the steps that the mel head judges."""
-        return self._decode_to_head(wave, None).x
+        return self._decode_to_head(wave, None)[0].x
 
-    def _decode_to_head(self, wave: Tensor, lengths: Tensor | None) -> _AtHead:
-        """Encodes wave [B, S], quantises, and decodes as far as the mel head."""
+    def _decode_to_head(
+        self, wave: Tensor, lengths: Tensor | None, segment: bool = False
+    ) -> tuple[_AtHead, Tensor, Tensor | None]:
+        """Encodes wave [B, S], quantises, and decodes as far as the mel head; gives what is to be decoded of wave and lengths, too.
+
+        :param segment: Whether only a random segment of `generator_seconds` of each clip is decoded; the encoder hears all of it.
+        """
         if self.config.freeze_encoder:
             # At the weights' own precision: the decoder is to learn from the codes that the tokenizer will make, and bf16
             # autocast changes two in a hundred of them.
@@ -287,8 +299,19 @@ class Codec(nn.Module):
         quantised, codes = self.part("fsq")(encoded.latents)
         generator = self.part("generator")
         assert isinstance(generator, Generator)
-        x, mask = generator.begin(quantised, encoded.lengths)
-        return _AtHead(encoded, quantised, codes, *generator.upsample(x, mask, end=self.config.mel_head_stage))
+        frames = encoded.lengths
+        size = round(self.config.generator_seconds * self.config.tokenizer.encoder.frame_rate) if segment else 0
+        whole = not 0 < size < quantised.shape[1]
+        if not whole:
+            hop = self.config.tokenizer.encoder.hop
+            lengths = sample_counts(wave, lengths)
+            starts = draw_starts(frames, size)
+            wave = cut(nn.functional.pad(wave, (0, quantised.shape[1] * hop - wave.shape[1])), starts * hop, size * hop)
+            lengths, frames = (lengths - starts * hop).clamp_max(size * hop), frames.clamp_max(size)
+            quantised = cut(quantised, starts, size)
+        x, mask = generator.begin(quantised, frames)
+        at_head = generator.upsample(x, mask, end=self.config.mel_head_stage)
+        return _AtHead(encoded, quantised, codes, *at_head, frame_lengths=frames, whole=whole), wave, lengths
 
     def _synthesise(self, at: _AtHead, wave: Tensor, lengths: Tensor | None, pitch: Tensor | None = None) -> Tensor:
         """Decodes the rest of the way, to the reconstruction [B, S] of wave [B, S].
@@ -297,7 +320,7 @@ class Codec(nn.Module):
         """
         generator = self.part("generator")
         assert isinstance(generator, Generator)
-        frames = sequence_mask(at.encoded.lengths, at.quantised.shape[1])
+        frames = sequence_mask(at.frame_lengths, at.quantised.shape[1])
         source = generator.source(at.quantised, frames, pitch=pitch)
         x, mask = generator.upsample(at.x, at.mask, start=self.config.mel_head_stage)
         fake = generator.head(x, mask, source=source)[:, : wave.shape[1]]
@@ -356,12 +379,9 @@ class Codec(nn.Module):
         size = round(self.config.adversarial_seconds * self.config.tokenizer.encoder.sample_rate)
         if not self.training or size == 0 or size >= wave.shape[1]:
             return wave, fake, lengths
-        if lengths is None:
-            lengths = torch.full((len(wave),), wave.shape[1], device=wave.device)
-        room = (lengths - size).clamp_min(0)
-        start = (torch.rand(len(wave), device=wave.device) * (room + 1)).long().clamp_max(room)
-        index = start[:, None] + torch.arange(size, device=wave.device)
-        return wave.gather(1, index), fake.gather(1, index), lengths.clamp_max(size)
+        lengths = sample_counts(wave, lengths)
+        starts = draw_starts(lengths, size)
+        return cut(wave, starts, size), cut(fake, starts, size), lengths.clamp_max(size)
 
     def _usage(self, encoded: EncoderOutput) -> Tensor:
         """How far each dimension's bounded values are from even use of (-1, 1), by their first two moments; mean over D.
