@@ -29,7 +29,7 @@ def collapse_stats(
     :returns: `std_mean`, `std_min` over dimensions; `effective_rank`, exp of the entropy of the covariance's spectrum, 1 to D
         (Roy and Vetterli, 2007); `between_clip_share`, the part of the variance that lies between clips at the same frame
         index: near 0 the output depends on position only. With codes: `code_usage`, mean entropy of a dimension's levels
-        over its maximum, and `dead_dims`, dimensions that use a single level.
+        over its maximum, `code_usage_min`, that of the least used one, and `dead_dims`, dimensions that use a single level.
     """
     valid = sequence_mask(lengths, latents.shape[1])
     frames = latents.float()[valid]  # [N, D]
@@ -57,6 +57,7 @@ def collapse_stats(
     if codes is not None and radices is not None:
         entropies = code_entropies(codes[valid], radices)
         stats["code_usage"] = float(entropies.mean())
+        stats["code_usage_min"] = float(entropies.min())
         stats["dead_dims"] = float((entropies == 0.0).sum())
     return stats
 

@@ -14,7 +14,6 @@ from jepa_tok.training_config import (
     CodecConfig,
     DiscriminatorConfig,
     JepaConfig,
-    MaskConfig,
     PredictorConfig,
 )
 
@@ -119,7 +118,11 @@ def tokenizer_config(name: str) -> TokenizerConfig:
 
 
 def jepa_config(name: str) -> JepaConfig:
-    """Stage 1 for the preset `name`: the published objective for `paper`, input masking and the mel anchor otherwise."""
+    """Stage 1 for the preset `name`: the published objective for `paper`; otherwise the published masking with an anchor on log-mels and targets
+    normalised over the clip, which docs/results/ablations.md finds best for a decoder.
+
+    `anchor.kind` may be set to `posteriors`, which takes the number of `clusters` that is here.
+    """
     encoder = tokenizer_config(name).encoder
     if name == "paper":
         return JepaConfig(encoder=encoder)
@@ -128,9 +131,8 @@ def jepa_config(name: str) -> JepaConfig:
     return JepaConfig(
         encoder=encoder,
         predictor=PredictorConfig(dim=width, heads=8),
-        mask=MaskConfig(place="input"),
-        anchor=AnchorConfig(clusters=clusters),
-        target_norm="layer",
+        anchor=AnchorConfig(kind="features", clusters=clusters),
+        target_norm="clip",
     )
 
 

@@ -29,10 +29,10 @@ class AnchorSection(Validatable):
     """Mel anchor, where the architecture has one (`base`, `small`, `tiny`; not `paper`)."""
 
     start_weight: float = 1.0
-    """Weight of the KL at the first step."""
+    """Weight of the anchor's loss at the first step."""
 
-    end_weight: float = 0.01
-    """Weight at the end of training."""
+    end_weight: float = 1.0
+    """Weight at the end of training. A run whose weight fell to .01 ended at an effective rank of 1.8 (docs/results/h100.md)."""
 
     num_steps: int | None = None
     """Steps from the one to the other; null means `regime.num_steps`."""
@@ -77,8 +77,8 @@ class MonitorSection:
     min_between_clip_share: float = 0.01
     """Below this share of variance between clips at the same frame, z is said to have collapsed."""
 
-    min_effective_rank: float = 2.0
-    """Below this effective rank, z is said to have collapsed."""
+    min_effective_rank: float = 1.5
+    """Below this effective rank, z is said to have collapsed. Anchored encoders that read well have had 2 in their first hundred steps."""
 
     stop_on_collapse: bool = False
     """Whether a collapse ends the run instead of being logged as a warning."""

@@ -34,7 +34,7 @@ def computed_losses(
     return [name for name in LOSSES if on[name]]
 
 
-CODES = ("code_usage", "dead_dims", "between_clip_share", "effective_rank")
+CODES = ("code_usage", "code_usage_min", "dead_dims", "between_clip_share", "effective_rank")
 
 CODEC_METRICS = [
     float_metric("generator_loss", "Generator Loss", 200),
@@ -50,8 +50,9 @@ CODEC_METRICS = [
     float_metric("adversarial", "Adversarial Loss", 210),
     float_metric("feature_matching", "Feature Matching", 211),
     float_metric("code_usage", "Code Usage", 220, higher_better=True),
-    float_metric("dead_dims", "Dead Dimensions", 221),
-    float_metric("between_clip_share", "Between-Clip Share", 222, higher_better=True),
-    float_metric("effective_rank", "Effective Rank", 223, higher_better=True),
+    float_metric("code_usage_min", "Code Usage (least used dimension)", 221, higher_better=True),
+    float_metric("dead_dims", "Dead Dimensions", 222),
+    float_metric("between_clip_share", "Between-Clip Share", 223, higher_better=True),
+    float_metric("effective_rank", "Effective Rank", 224, higher_better=True),
     *SPEECH_METRICS,
 ]

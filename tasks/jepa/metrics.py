@@ -21,7 +21,15 @@ def validation_loss(config: JepaConfig) -> str:
     return "unanchored_loss" if config.anchor.is_on else "jepa_loss"
 
 
-COLLAPSE = ("std_mean", "std_min", "effective_rank", "between_clip_share", "code_usage", "dead_dims")
+COLLAPSE = (
+    "std_mean",
+    "std_min",
+    "effective_rank",
+    "between_clip_share",
+    "code_usage",
+    "code_usage_min",
+    "dead_dims",
+)
 
 READERS = (
     "reader_mel_r2",
@@ -48,8 +56,9 @@ JEPA_METRICS = [
     float_metric("std_mean", "Std Mean", 122),
     float_metric("std_min", "Std Min", 123),
     float_metric("code_usage", "Code Usage", 124, higher_better=True),
-    float_metric("dead_dims", "Dead Dimensions", 125),
-    float_metric("cluster_entropy", "Cluster Entropy", 126, higher_better=True),
+    float_metric("code_usage_min", "Code Usage (least used dimension)", 125, higher_better=True),
+    float_metric("dead_dims", "Dead Dimensions", 126),
+    float_metric("cluster_entropy", "Cluster Entropy", 127, higher_better=True),
     float_metric("reader_mel_r2", "Reader Mel R2", 130, higher_better=True),
     float_metric("reader_mel_r2_init", "Reader Mel R2 (random encoder)", 131),
     float_metric("reader_speaker", "Reader Speaker Accuracy", 132, higher_better=True),

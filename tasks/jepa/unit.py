@@ -254,15 +254,19 @@ class JepaEvalUnit(EvalUnit[SpeechBatch]):
         return math.fsum(weight * float(values.get(name, 0.0)) for name, weight in weights.items())  # type: ignore[arg-type]
 
     def check_collapse(self, values: MutableMapping[str, object]) -> None:
-        """Tells, or ends the run, where z no longer depends on the sound."""
+        """Tells, or ends the run, where z holds no more of the sound than its place, or a single direction."""
         problems = []
-        for name, least in (("between_clip_share", self._min_share), ("effective_rank", self._min_rank)):
+        limits = (
+            ("between_clip_share", self._min_share, "a frame's place alone decides it, not the sound"),
+            ("effective_rank", self._min_rank, "its dimensions move as one"),
+        )
+        for name, least, why in limits:
             value = float(values.get(name, math.inf))  # type: ignore[arg-type]
             if value < least:
-                problems.append(f"{name} is {value:.3g}, below {least:g}")
+                problems.append(f"{name} is {value:.3g}, below {least:g} ({why})")
         if not problems:
             return
-        message = f"z has collapsed at step {self._step}: {' and '.join(problems)}; it no longer depends on the sound, however low the loss."
+        message = f"z has collapsed at step {self._step}: {' and '.join(problems)}, however low the loss."
         if self._stop:
             raise RecipeError(f"{message} Training stops because `monitor.stop_on_collapse` is set.")
-        log.warning("{} See `monitor.stop_on_collapse`; input masking and the anchor (`model.arch` base, small, tiny) prevent it.", message)  # fmt: skip
+        log.warning("{} See `monitor.stop_on_collapse`; the anchor (`model.arch` base, small, tiny) prevents it.", message)  # fmt: skip

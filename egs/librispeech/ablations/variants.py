@@ -1,9 +1,9 @@
 """What is compared: the micro models and the groups of variants.
 
 `micro` is `tiny` with a front at 50 Hz instead of 100 and three stages instead of five, narrow ones. It keeps the frame of 400 ms, 128 dimensions of 4
-levels, a DAAM gate a stage, masking at the input; no dimension is kept for the pitch, so that all of them are compared. What holds z to the sound
-is the anchor on log-mels, and targets are normalised over the clip: the mixture's posteriors, as in the presets, want more steps than there are
-here. A variant is what it changes of that.
+levels, a DAAM gate a stage; no dimension is kept for the pitch, so that all of them are compared. What holds z to the sound
+is the anchor on log-mels, and targets are normalised over the clip, as in the presets; masking is at the input, which the presets left for that of
+features because of what these tables say. A variant is what it changes of that.
 
 Two ways to a codec: on the frozen encoder of a stage 1 run, as the paper's code does, for what stage 1 is compared in; and encoder and decoder
 together, from nothing (`freeze_encoder: false`), for frame rates and quantisers, where a stage 1 for each would cost twice as much.
@@ -24,7 +24,7 @@ GENERATOR: dict[str, Any] = {
 }  # fmt: skip
 JEPA: dict[str, Any] = {
     "encoder": ENCODER, "predictor": {"dim": 64, "heads": 2}, "anchor": {"kind": "features", "clusters": 32}, "target_norm": "clip",
-    "target_decay": 0.95, "prediction_weight": 0.2,
+    "target_decay": 0.95, "prediction_weight": 0.2, "mask": {"place": "input"},
 }  # fmt: skip
 """The target's decay is below the paper's .996: in so few steps that one would hardly follow."""
 
@@ -137,6 +137,9 @@ MASKING = (
     jepa("feature-free", "feature masking, no anchor, targets as they are (paper)", merged(merged(FEATURE, NO_ANCHOR), {"target_norm": "none"})),
     jepa("feature-vicreg", "feature masking, variance and covariance instead of the anchor", merged(merged(FEATURE, NO_ANCHOR), VICREG)),
     jepa("input-vicreg", "variance and covariance instead of the anchor", merged(NO_ANCHOR, VICREG), extra=True),
+    jepa("blocks", "masks of four equal blocks", {"mask": {"law": "blocks"}}, extra=True),
+    jepa("ratio-25", "a quarter of the frames masked", {"mask": {"ratio": 0.25}}, extra=True),
+    jepa("ratio-75", "three quarters masked", {"mask": {"ratio": 0.75}}, extra=True),
     jepa("layer", "targets normalised over dimensions", {"target_norm": "layer"}, extra=True),
 )  # fmt: skip
 FROZEN = codec("frozen-base", "reference", stage1=BASE, extra=True)
