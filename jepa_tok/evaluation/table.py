@@ -28,7 +28,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"{corpus['intervals_over']} agree on.",
             "",
         ]
-        body = [[r["system"], *(_cell(r["differences"], key, 3, "+") for key in columns)] for r in rows[1:]]
+        body = [[r["system"], *(figure_cell(r["differences"], key, 3, "+") for key in columns)] for r in rows[1:]]
         lines += [*table(["system", *titles], body), ""]
     lines += ["## Tokens", "", *tokens(report)] if report["tokens"] else []
     lines += ["## Made by", "", f"    {report.get('command', 'jepa_tok.evaluation.evaluate')}", ""]
@@ -43,7 +43,7 @@ def quality(report: dict[str, Any]) -> list[str]:
     """Every system's figures with their intervals, of what, and what a reader must know beside them: lines of Markdown."""
     corpus, columns = report["corpus"], report["columns"]
     speakers = f"{corpus['speakers']} speakers" if corpus["speakers"] else "unknown speakers"
-    body = [[_name(r), _rate(r), *(_cell(r["figures"], key, 3) for key in columns)] for r in report["rows"]]
+    body = [[_name(r), rate_cell(r), *(figure_cell(r["figures"], key, 3) for key in columns)] for r in report["rows"]]
     missing = report["unavailable"]["systems"]
     body += [[name, "", reason, *[""] * (len(columns) - 1)] for name, reason in missing.items()]
     return [
@@ -124,12 +124,13 @@ def _name(row: dict[str, Any]) -> str:
     return f"{row['system']} ({failed} failed)" if failed else row["system"]
 
 
-def _rate(row: dict[str, Any]) -> str:
+def rate_cell(row: dict[str, Any]) -> str:
+    """Bits a second of a row."""
     return "" if row["bit_rate"] is None else f"{row['bit_rate']:.0f}"
 
 
-def _cell(figures: dict[str, Any], key: str, places: int, sign: str = "") -> str:
-    """Empty where the figure was not taken, `none` where no utterance has a value."""
+def figure_cell(figures: dict[str, Any], key: str, places: int, sign: str = "") -> str:
+    """Mean and interval to so many places; empty where the figure was not taken, `none` where no utterance has a value."""
     figure = figures.get(key)
     if figure is None:
         return "none" if key in figures else ""
