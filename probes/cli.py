@@ -197,7 +197,7 @@ def _add_run(verbs: Any) -> None:
     _add_suite(p)
     p.add_argument(
         "--tokenizers",
-        type=_names,
+        type=_specs,
         default=[],
         metavar="SPEC,...",
         help="tokenizer folders and adapters (docs/adapters.md); `latent:SPEC` is what one has before its quantiser",
@@ -331,6 +331,17 @@ def _names(text: str) -> list[str]:
     if not all(names):
         raise argparse.ArgumentTypeError(f"must be names with commas between, but is {text!r}")
     return names
+
+
+def _specs(text: str) -> list[str]:
+    """Tokenizers with commas between; numbers belong to the one before, as in `melkm:40,8,8`."""
+    found: list[str] = []
+    for name in _names(text):
+        if found and name.isdecimal():
+            found[-1] += f",{name}"
+        else:
+            found.append(name)
+    return found
 
 
 def _number(kind: Any) -> Callable[[str], int]:

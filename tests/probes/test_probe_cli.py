@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from probes.cli import main
+from probes.cli import main, parser
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,8 @@ def test_bad_device(tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.startswith("error: `--device`") and "abacus" in err and err.count("\n") == 1
     assert not (tmp_path / "o").exists()
+
+
+def test_numbers_belong_to_the_tokenizer_before() -> None:
+    given = ["run", "--suite", "an4", "--out", "o", "--tokenizers", "small,melkm:40,8,8,exp/8,random"]
+    assert parser().parse_args(given).tokenizers == ["small", "melkm:40,8,8", "exp/8", "random"]
