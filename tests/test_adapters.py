@@ -162,6 +162,7 @@ def test_an_uncalibrated_quantiser_is_set_to_training_frames(kind, tmp_path):
         adapter.codes_of(np.zeros((1, 128), np.float32))
     waves = [speech(48_000, seed=i) for i in range(6)]
     before = adapter.fingerprint
+    assert before != make_adapter(tmp_path / "tok").fingerprint  # the trained one must not take what this one learns
     fit_once(adapter, waves, tmp_path / "state.safetensors")
     assert adapter.fingerprint != before
     codes = np.concatenate([adapter.check(adapter.encode(w)) for w in waves])

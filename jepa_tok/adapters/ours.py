@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa_tok.adapters.base import Adapter
+from jepa_tok.adapters.base import Adapter, fingerprint_of
 from jepa_tok.adapters.kmeans import check_state, sample_rows
 from jepa_tok.errors import AdapterError
 from jepa_tok.hub import read_folder
@@ -63,8 +63,8 @@ class Ours(Adapter):
 
     @property
     def fingerprint(self) -> str:
-        """The tokenizer's own hash, as token shards have it."""
-        return self.tokenizer.hash
+        """The tokenizer's own hash, as token shards have it; before it is calibrated another one, since the trained one has the same."""
+        return self.tokenizer.hash if self.calibrated else fingerprint_of("uncalibrated", self.tokenizer.hash)
 
     def encode(self, wave: Tensor) -> np.ndarray:
         """Digits [T, D]; `values` are the levels that they stand for, as the decoder reads them."""
