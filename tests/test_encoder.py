@@ -122,7 +122,7 @@ def test_masking_at_the_input_hides_what_is_masked(kind: str) -> None:
     assert not torch.allclose(a, heard)
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "small-causal"])
+@pytest.mark.parametrize("name", ["tiny", "small", "small-causal", "base"])
 def test_signal_survives_every_stage_at_initialisation(name: str) -> None:
     torch.manual_seed(0)
     encoder = Encoder(tokenizer_config(name).encoder).eval()
