@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jepa_tok.transcripts import NORMALISATION, normalise
 from probes import ctc, decoding, intervals, splits
 from probes.data import ProbeData, ProbeError, labelled
 from probes.decoding import Search
@@ -20,7 +21,7 @@ from probes.options import Count, DecoderKind, File, HeadKind, Natural, UnitKind
 from probes.recordings import recordings
 from probes.results import Outcome, Row
 from probes.splits import Split
-from probes.text import NORMALISATION, Characters, SentencePieces, Units, edits, error_rates, normalise
+from probes.text import Characters, SentencePieces, Units, edits, error_rates
 from probes.verdicts import few_tested
 
 Choice = tuple[float, float, Search]

@@ -1,4 +1,4 @@
-"""Transcripts: normalisation, units (characters or sentencepiece), word and character error rates.
+"""Transcripts: units (characters or sentencepiece), word and character error rates.
 
 V units, without the blank
 """
@@ -6,8 +6,6 @@ V units, without the blank
 from __future__ import annotations
 
 import io
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,15 +13,6 @@ from typing import Protocol
 import numpy as np
 
 from probes.data import ProbeError
-
-NORMALISATION = "NFKC, lower case, letters, digits and apostrophes kept, all else a space, spaces collapsed"
-
-
-def normalise(text: str) -> str:
-    """`text` as NORMALISATION says; both sides of every comparison pass through here."""
-    text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
-    kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
-    return re.sub(r"\s+", " ", kept).strip()
 
 
 class Units(Protocol):

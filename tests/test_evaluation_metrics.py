@@ -15,8 +15,9 @@ from jepa_tok.evaluation.codecs import Codec2, CodecError, Opus, delay_of, shift
 from jepa_tok.evaluation.codes import code_usage
 from jepa_tok.evaluation.intervals import bootstrap, weighted_mean
 from jepa_tok.evaluation.metrics import F0, CannotMeasure, Dnsmos, Mel, Pesq, Speaker, Stoi, registry
-from jepa_tok.evaluation.recognition import Wer, load_recognizer, words
+from jepa_tok.evaluation.recognition import Wer, load_recognizer
 from jepa_tok.tokens import Tokens
+from jepa_tok.transcripts import normalise
 from tests.tokenizers import one_line, speech
 
 RATE = 24_000
@@ -205,7 +206,7 @@ def test_pocketsphinx_hears_each_clip_as_if_it_were_the_first(monkeypatch: pytes
 
 
 def test_words_are_compared_without_case_and_punctuation():
-    assert words("  Don\u2019t STOP -- now! ") == "don't stop now"
+    assert normalise("  Don\u2019t STOP -- now! ") == "don't stop now"
 
 
 # Codecs ---------------------------------------------------------------------------------------------------------------

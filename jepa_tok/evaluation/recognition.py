@@ -21,6 +21,7 @@ import numpy as np
 from jepa_tok.errors import ConfigError
 from jepa_tok.evaluation.clip import Clip
 from jepa_tok.evaluation.metrics import Column, Metric, Scores
+from jepa_tok.transcripts import normalise
 
 Recognizer = Callable[[np.ndarray, int], str]
 
@@ -50,13 +51,13 @@ class Wer(Metric):
         if not original.text:
             scores.failures["wer"] = "the corpus has no `text` for it"
         else:
-            self._count(scores, "wer", words(original.text), heard)
-            scores.details["ref_text"] = words(original.text)
+            self._count(scores, "wer", normalise(original.text), heard)
+            scores.details["ref_text"] = normalise(original.text)
         self._count(scores, "dwer", self._hear(original), heard)
         return scores
 
     def _hear(self, clip: Clip) -> str:
-        return clip.once("heard", lambda c: words(self._recognizer(c.at(RATE), RATE)))
+        return clip.once("heard", lambda c: normalise(self._recognizer(c.at(RATE), RATE)))
 
     def _count(self, scores: Scores, key: str, reference: str, heard: str) -> None:
         if not reference:
@@ -73,11 +74,6 @@ class Wer(Metric):
             "equal": found.hits,
         }
         scores.details |= {f"{self._prefix}_{key}_{kind}": count for kind, count in counts.items()}
-
-
-def words(text: str) -> str:
-    """Lower case, without punctuation but apostrophes, single spaces."""
-    return " ".join(re.sub(r"[^\w' ]+", " ", text.lower().replace("\u2019", "'")).split())
 
 
 def load_recognizer(name: str) -> Recognizer:

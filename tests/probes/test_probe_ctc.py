@@ -13,12 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jepa_tok.transcripts import normalise
 from probes import ctc
 from probes.cli import main
 from probes.data import ProbeError
 from probes.features import OneHot
 from probes.heads import SlotHead, make_head
-from probes.text import Characters, SentencePieces, error_rates, normalise
+from probes.text import Characters, SentencePieces, error_rates
 
 RADICES = (4,) * 6
 
