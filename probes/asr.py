@@ -88,10 +88,14 @@ def plan(
     plans = [(seed, make_split(data, split_column, speaker_column, seed)) for seed in seeds]
     recorded = recordings(data)
     texts = [normalise(str(v)) for v in data.values(column)]
+    tried: set[bytes] = set()
     for _, split in plans:
         splits.check_parts(split, recorded)
-        known = _units(units, [texts[i] for i in split.train], spm_size)
-        decoding.make_decoder(known, decoding.searches(decoder, lm)[0], lm)
+        if split.train.tobytes() not in tried:  # seeds may share their training part
+            known = _units(units, [texts[i] for i in split.train], spm_size)
+            if not tried:
+                decoding.make_decoder(known, decoding.searches(decoder, lm)[0], lm)
+            tried.add(split.train.tobytes())
     return plans
 
 
@@ -147,7 +151,8 @@ def run(
         "units": units,
         "head": head,
         "positions_per_second": data.meta.frame_rate * data.meta.num_groups,
-        "epochs": epochs or f"{ctc.EPOCHS}, or {ctc.LEAST_UPDATES} updates",
+        "epochs": epochs or ctc.EPOCHS,
+        "least_updates": None if epochs else ctc.LEAST_UPDATES,
         "most_updates": ctc.MOST_UPDATES,
         "grid_lr_weight_decay": [list(pair) for pair in ctc.GRIDS[head]],
         "decoding": decoder if decoder == "greedy" else f"beam search, language model: {lm or 'none'}",

@@ -26,7 +26,7 @@ from probes.suite import Corpus, Task
 
 FORMAT = "jepa-tok-probe-cell/1"
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised when the same codes and labels would give other numbers than before: what has an older number is made again."""
 
 

@@ -88,7 +88,9 @@ def make_folds(
         if speakers:
             splits.check_disjoint(split, speakers, column or str(speaker_column))
         if len({labels[i] for i in split.train}) < 2:
-            raise ProbeError("Each training part must have at least 2 classes, but one has fewer; use fewer `--folds`.")
+            raise ProbeError(
+                "Each training part must have at least 2 classes, but one has fewer; use more folds (`folds`), or other parts."
+            )
         unheard = sorted({labels[i] for i in split.test} - {labels[i] for i in split.train})
         if unheard:
             raise ProbeError(

@@ -3,10 +3,10 @@ against, and whose choices are those of the command line."""
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 UnitKind = Literal["char", "spm"]
@@ -40,6 +40,11 @@ def kinds(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: kind for name, kind in found.items() if name != "return"}
 
 
+def is_file(kind: Any) -> bool:
+    """Whether values of this kind name a file."""
+    return any(get_origin(part) is Annotated and isinstance(get_args(part)[1], Exists) for part in _parts(kind))
+
+
 def wrong(value: Any, kind: Any) -> str:
     """What is wrong with a value as YAML gives it, as `must be true or false, but is 3`; empty where nothing is."""
     return "" if _fits(value, kind) else f"must be {_rule(kind)}, but is {shown(value)}"
@@ -71,7 +76,7 @@ def _fits(value: Any, kind: Any) -> bool:
         base, mark = given
         if not _fits(value, base):
             return False
-        return value >= mark.least if isinstance(mark, AtLeast) else Path(value).is_file()
+        return value >= mark.least if isinstance(mark, AtLeast) else os.path.isfile(value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)  # bool is a kind of int in Python alone
     if kind is str:

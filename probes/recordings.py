@@ -9,7 +9,7 @@ import math
 import os
 import stat
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -30,20 +30,45 @@ class Recording:
     path: str
     start: float
     end: float
-
-    @classmethod
-    def of(cls, path: str, start: object, end: object) -> Recording:
-        """That of labels, whose columns `start` and `end` may be missing, or be another's that hold no numbers."""
-        return cls(path, _number(start, 0.0), _number(end, math.inf))
-
-    @property
-    def audio(self) -> str:
-        """The same for files of the same content; the path where there is no such file (URLs, members of archives)."""
-        return file_key(self.path)[1] or self.path
+    audio: str
+    """The same for files of the same content among those that were identified together."""
 
     def __str__(self) -> str:
         whole = self.start == 0.0 and math.isinf(self.end)
         return f"'{self.path}'" + ("" if whole else f" from {self.start:g} to {self.end:g} s")
+
+
+def identify(rows: Iterable[tuple[str | None, object, object]]) -> list[Recording | None]:
+    """The recordings of rows of path, start and end; None where there is no path.
+
+    A copy has the size of its original, so that only files of one size are read and hashed. `start` and `end` may be missing, or be
+    columns of another's that hold no numbers: then it is all of the file.
+    """
+    table = list(rows)
+    paths = {str(path) for path, _, _ in table if path}
+    same_size: dict[int, list[str]] = {}
+    for path in sorted(paths):
+        same_size.setdefault(_size(path), []).append(path)
+    audio = {path: path for path in paths}
+    for size, alike in same_size.items():
+        if size > 0 and len(alike) > 1:
+            audio |= {path: file_key(path)[1] or path for path in alike}
+    return [
+        Recording(str(path), _number(start, 0.0), _number(end, math.inf), audio[str(path)]) if path else None
+        for path, start, end in table
+    ]
+
+
+def recordings(data: ProbeData) -> list[Recording | None]:
+    """That of each row; None where its audio is not known."""
+    return identify((row.get("path"), row.get("start"), row.get("end")) for row in data.info)
+
+
+def of_utterances(*corpora: Sequence[Utterance]) -> list[list[Recording]]:
+    """Those of each of several lists of utterances, identified together."""
+    found = identify((u.path, u.start, u.end) for corpus in corpora for u in corpus)
+    known = iter([r for r in found if r is not None])
+    return [[next(known) for _ in corpus] for corpus in corpora]
 
 
 def _number(value: object, other: float) -> float:
@@ -67,12 +92,22 @@ class Recordings:
 
     def sharing(self, other: Recording) -> Recording | None:
         """One that lies on the same sound for more than TOLERANCE; None where none does."""
-        audio = other.audio
-        before = bisect_left(self._starts.get(audio, ()), other.end - TOLERANCE)
+        before = bisect_left(self._starts.get(other.audio, ()), other.end - TOLERANCE)
         if not before:
             return None
-        latest = self._latest[audio][before - 1]
+        latest = self._latest[other.audio][before - 1]
         return latest if latest.end > other.start + TOLERANCE else None
+
+
+def shared(found: Iterable[Recording]) -> tuple[Recording, Recording] | None:
+    """Two of them that lie on the same sound for more than TOLERANCE; None where no two do."""
+    latest: dict[str, Recording] = {}
+    for recording in sorted(found, key=lambda r: r.start):
+        before = latest.get(recording.audio)
+        if before is not None and before.end > recording.start + TOLERANCE:
+            return before, recording
+        latest[recording.audio] = recording if before is None else _later(before, recording)
+    return None
 
 
 def _later(a: Recording, b: Recording) -> Recording:
@@ -80,32 +115,29 @@ def _later(a: Recording, b: Recording) -> Recording:
     return b if b.end > a.end else a
 
 
-def recording(u: Utterance) -> Recording:
-    """That of an utterance."""
-    return Recording.of(u.path, u.start, u.end)
-
-
-def recordings(data: ProbeData) -> list[Recording | None]:
-    """That of each row; None where its audio is not known."""
-    return [Recording.of(r["path"], r.get("start"), r.get("end")) if r.get("path") else None for r in data.info]
-
-
 def file_key(path: str) -> tuple[int | None, str]:
-    """Bytes of a local file and the hash of its content; -1 and none for what is no file of its own (a URL, a member of an archive),
-    None and none where it is missing."""
-    if is_url(path) or "#" in path:
-        return -1, ""
+    """Bytes of a local file and the hash of its content; -1 and none for a URL, None and none where there is no such file."""
+    size = _size(path)
+    if size < 0:
+        return (-1, "") if is_url(path) else (None, "")
     try:
         found = os.stat(path)
-    except OSError:
-        return None, ""
-    try:
-        return found.st_size, _hash(path, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else ""
+        return size, _hash(path, size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else ""
     except OSError:  # it may not be read: reading it for its codes will say so
-        return found.st_size, ""
+        return size, ""
+
+
+def _size(path: str) -> int:
+    """Bytes of a local file; -1 where there is none."""
+    if is_url(path):
+        return -1
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):  # a null byte is a ValueError
+        return -1
 
 
 @cache
 def _hash(path: str, size: int, changed: int) -> str:
-    """Kept for a file as it is: a suite asks for it once a cell."""
+    """Kept for a file as it is: a suite asks for it several times."""
     return content_hash(path)

@@ -34,7 +34,7 @@ from probes.data import ProbeError
 from probes.entries import LATENT, Entry, Tokenizer, make_entries
 from probes.places import StorageError, check_given, check_writable, writing
 from probes.progress import Meter, say
-from probes.recordings import Recordings, recording
+from probes.recordings import Recordings, file_key, of_utterances
 from probes.suite import Corpus, Suite, digest, load_suite
 
 FORMAT = "jepa-tok-probe-suite/1"
@@ -119,19 +119,21 @@ def fit_audio(suite: Suite, manifest: str | None) -> list[Utterance]:
     Raises ProbeError where the manifest holds audio that is not only trained on.
     """
     trained = {corpus.name: corpus.training() for corpus in suite.corpora}
+    given = read_corpus(manifest) if manifest is not None else []
     # The same clip may be in two corpora, and trained on in one of them alone.
-    tested = Recordings(recording(u) for c in suite.corpora for u in c.untrained())
+    once = list({(u.path, u.start, u.end): u for own in trained.values() for u in own}.values())
+    held, wanted = of_utterances([u for c in suite.corpora for u in c.untrained()], given or once)
+    tested = Recordings(held)
     if manifest is not None:
-        rows = read_corpus(manifest)
-        both = [u for u in rows if tested.sharing(recording(u))]
+        rows = given
+        both = [u for u, own in zip(rows, wanted) if tested.sharing(own)]
         if both:
             raise ProbeError(
                 f"`--fit` must hold no audio that the suite tests or tunes on, but {len(both)} of {len(rows)} rows of "
                 f"'{manifest}' are such (the first is '{both[0].id}')."
             )
     else:
-        once = {(u.path, u.start, u.end): u for own in trained.values() for u in own}
-        rows = [u for u in once.values() if not tested.sharing(recording(u))]
+        rows = [u for u, own in zip(once, wanted) if not tested.sharing(own)]
     random.Random(0).shuffle(rows)
     return rows
 
@@ -165,13 +167,13 @@ def tokenize(
     """
     groups, failed = [], []
     for corpus in suite.corpora:
-        heard: dict[
-            str, cache.Frames
-        ] = {}  # latents by the tokenizer's name: codes follow from them without hearing a clip twice
+        audio = corpus.digest
+        # Latents by the tokenizer's name: codes follow from them without hearing a clip twice.
+        heard: dict[str, cache.Frames] = {}
         for entry in sorted(entries, key=lambda e: not e.name.startswith(LATENT)):
             view = entry.view
-            place = folder / f"{corpus.name}-{corpus.digest}" / f"{slug(entry.name)}-{view.kind}-{view.meta.hash}"
-            cells = _cells(corpus, entry, seeds)
+            place = folder / f"{corpus.name}-{audio}" / f"{slug(entry.name)}-{view.kind}-{view.meta.hash}"
+            cells = _cells(corpus, entry, seeds, audio)
             width = len(view.meta.radices) if view.kind == "codes" else None
             latents = heard.get(entry.name)
             make = (entry.made_of(latents) if latents and isinstance(entry, Tokenizer) else None) or entry.make
@@ -189,25 +191,22 @@ def tokenize(
     return groups, failed
 
 
-def _cells(corpus: Corpus, entry: Entry, seeds: Sequence[int]) -> list[Cell]:
+def _cells(corpus: Corpus, entry: Entry, seeds: Sequence[int], audio: str) -> list[Cell]:
+    """The cells of one corpus, whose `digest` is `audio`, and row; a cell's key names all that its result depends on."""
     out = []
     for task in corpus.tasks:
-        # `speaker` is whom intervals are drawn over where a task names no other column.
-        columns = ["speaker", *(c for c in task.options.values() if isinstance(c, str))]
-        labels = [[u.info.get(c) for c in columns] for u in corpus.utterances]
+        given = task.parameters()
+        # Columns that are looked for where a task names none: intervals are drawn over `speaker`, parts may be those of the splits.
+        columns = ["speaker", "split", "split_utt", *(v for v in given.values() if isinstance(v, str))]
+        labels = hashlib.sha256(
+            repr([[u.info.get(c) for c in columns] for u in corpus.utterances]).encode()
+        ).hexdigest()
+        files = [file_key(str(given[name])) for name in task.files if given[name] is not None]
+        what = (PROTOCOL, audio, labels, task.probe, sorted(given.items(), key=lambda kv: kv[0]), files, task.classes)
         for seed in seeds:
-            parts = (PROTOCOL, corpus.digest, labels, task.probe, sorted(task.options.items()), task.classes)
-            key = hashlib.sha256(repr((*parts, entry.view, seed)).encode()).hexdigest()[:16]
-            out.append(
-                Cell(
-                    corpus.name,
-                    task,
-                    entry.name,
-                    seed,
-                    key,
-                    f"{corpus.name}.{task.name}.{slug(entry.name)}.{seed}.json",
-                )
-            )
+            key = hashlib.sha256(repr((*what, entry.view, seed)).encode()).hexdigest()[:16]
+            file = f"{corpus.name}.{task.name}.{slug(entry.name)}.{seed}.json"
+            out.append(Cell(corpus.name, task, entry.name, seed, key, file))
     return out
 
 

@@ -158,10 +158,9 @@ def _held_out(data: ProbeData, speakers: Sequence[str], column: str | None, spli
 
 
 def _parts(values: Sequence[str | None]) -> dict[str, np.ndarray] | None:
-    try:
-        return splits.by_column(values, "split")
-    except ProbeError:  # a column that nobody asked for and that is no split
-        return None
+    """Rows of the parts of a column that nobody asked for; None where it is no split."""
+    found = {splits.part_of(v) for v in values}
+    return splits.by_column(values, "split") if "train" in found and found & {"dev", "test"} else None
 
 
 def _repeated(speakers: Sequence[str], rows: np.ndarray) -> int:
@@ -187,7 +186,12 @@ def plan(
     recorded = recordings(data)
     for _, split in plans:
         splits.check_parts(split, recorded)
-    return plans, verification_trials(data, speakers, verification_column, plans[0][1], trials_file)
+    found = verification_trials(data, speakers, verification_column, plans[0][1], trials_file)
+    if found.list is not None:
+        none = np.zeros(0, dtype=np.int64)
+        splits.check_parts(Split(found.train, none, found.held, f"verification: {found.origin}"), recorded)
+        splits.check_apart([recorded[i] for i in found.held], "the utterances of trials")
+    return plans, found
 
 
 def run(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from probes.data import ProbeData, ProbeError
-from probes.recordings import Recording, Recordings
+from probes.recordings import Recording, Recordings, shared
 
 _NAMES = {
     "train": ("train", "training"),
@@ -182,6 +182,13 @@ def check_parts(split: Split, recordings: Sequence[Recording | None]) -> None:
                     f"The parts of a split must not share sound, but {a} has {other} and {b} {own}"
                     f"{', which has the same bytes' if own and own.path != other.path else ''} ({split.origin}); leave one of them out."
                 )
+
+
+def check_apart(recordings: Sequence[Recording | None], what: str) -> None:
+    """Raises ProbeError where two of them share sound: of two trials that do, one is of a clip with itself."""
+    both = shared(r for r in recordings if r is not None)
+    if both:
+        raise ProbeError(f"No two of {what} may share sound, but {both[0]} and {both[1]} do; leave one of them out.")
 
 
 def check_disjoint(split: Split, speakers: Sequence[str], column: str) -> None:

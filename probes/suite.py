@@ -27,8 +27,8 @@ from typing import Any, cast
 from jepa_tok.corpus.utterance import Utterance
 from probes.data import ProbeData, ProbeError, row_of
 from probes.layouts import LAYOUTS
-from probes.options import kinds, shown, wrong
-from probes.recordings import file_key, recording
+from probes.options import is_file, kinds, shown, wrong
+from probes.recordings import file_key, of_utterances
 from probes.splits import part_of
 from probes.suite_file import as_list, find, flatten, read
 
@@ -91,6 +91,15 @@ class Task:
         known = inspect.signature(self.module.run).parameters
         also = {name: value for name, value in (("device", device), ("task", self.name)) if name in known}
         return self.module.run(data, [source], [seed], **self._arguments("run"), **also)
+
+    def parameters(self) -> dict[str, Any]:
+        """All that `prepare` and `run` go by: what the task sets, and defaults."""
+        return {**_parameters(self.module, "prepare"), **_parameters(self.module, "run"), **self.options}
+
+    @property
+    def files(self) -> list[str]:
+        """Parameters of `run` that name a file."""
+        return [name for name, kind in kinds(self.module.run).items() if is_file(kind)]
 
     def _arguments(self, function: str) -> dict[str, Any]:
         return {k: v for k, v in self.options.items() if k in _parameters(self.module, function)}
@@ -264,10 +273,10 @@ def _parameters(module: Any, function: str) -> dict[str, Any]:
 def _utterances(path: Path, found: dict[str, Any], root: Path) -> list[Utterance]:
     manifests = as_list(found.get("manifest"))
     layout = found.get("layout")
-    absent = [str(root / m) for m in manifests if not (root / m).exists()]
+    absent = [str(root / m) for m in manifests if not os.path.exists(root / m)]
     if manifests and not absent:
         return _joined(path.stem, [root / m for m in manifests])
-    folder = root / str(found.get("folder", ""))
+    folder = root / (found.get("folder") or "")
     if layout is not None and folder.is_dir():
         rows = _rows(path.stem, LAYOUTS[layout](folder))
         if rows:
@@ -289,14 +298,15 @@ def _add_training(corpus: Corpus, path: Path, manifest: Path) -> None:
         raise ProbeError(
             f"'{path}': `more` must go with tasks that have a `split_column` (speaker: and a `verification_column`), but `{lacking}` has none."
         )
-    if not manifest.exists():
+    if not os.path.exists(manifest):
         corpus.about += f"; {manifest.name} is not there"
         return
     labels = {str(task.options["column"]) for task in corpus.tasks}
     added = Corpus(corpus.name, "", corpus.tasks, _joined(corpus.name, [manifest])).training()
     added = [u for u in added if all(u.info.get(column) for column in labels)]
-    own = {recording(u).audio for u in corpus.utterances}
-    both = [u for u in added if recording(u).audio in own]
+    there, new = of_utterances(corpus.utterances, added)
+    own = {recording.audio for recording in there}
+    both = [u for u, recording in zip(added, new) if recording.audio in own]
     if both:
         raise ProbeError(
             f"'{path}': `more` must hold other audio than the corpus, but {len(both)} rows of '{manifest}' are of it (the first is "

@@ -5,6 +5,7 @@ Of tasks only the names are looked at here; `suite.py` reads what they ask.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ class _Loader(yaml.SafeLoader):
     """Refuses a key that is given twice: YAML's own loader drops the first of them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):  # `!!map` before something else
+            return super().construct_mapping(node, deep)
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
@@ -49,7 +52,7 @@ def find(name: str) -> Path:
     if not name.endswith((".yaml", ".yml")):
         return _known(name, "`--suite` must be")
     path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         raise ProbeError(f"`--suite` must be a suite's name or its .yaml file, but there is no file '{name}'.")
     return path
 
@@ -70,7 +73,7 @@ def flatten(path: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     for name in as_list(found["suites"]):
         if name.endswith((".yaml", ".yml")):
             inner = path.parent / name
-            if not inner.is_file():
+            if not os.path.isfile(inner):
                 raise ProbeError(f"'{path}': `suites` must name files that are there, but there is no file '{inner}'.")
         else:
             inner = _known(name, f"'{path}': `suites` must be")
@@ -86,7 +89,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         found = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or no such date
+    # No UTF-8, no such date, or a tag such as `!!bool` before what is none.
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ProbeError(f"'{path}' must be a suite in YAML, but cannot be read: {reason}.") from None
     if not isinstance(found, dict):

@@ -59,3 +59,15 @@ def test_one_report_stays_as_it_is():
 def test_results_of_other_things_are_refused(other, told):
     with pytest.raises(ConfigError, match=told):
         merge([report("stoi", ["tokens", "original"]), other])
+
+
+def test_what_one_run_lacked_and_another_had_is_not_missing():
+    lacking = {
+        "systems": {"opus": "no opusenc"},
+        "metrics": {"stoi": "not available: pip install pystoi", "pesq": "not available"},
+    }
+    runs = [
+        report("stoi", ["tokens", "opus"], unavailable={"systems": {}, "metrics": {"pesq": "not available"}}),
+        report("wer", ["tokens"], unavailable=lacking),
+    ]
+    assert merge(runs)["unavailable"] == {"systems": {}, "metrics": {"pesq": "not available"}}

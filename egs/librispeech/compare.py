@@ -18,7 +18,7 @@ from typing import Any
 
 from egs.librispeech.model_card import read_json
 from jepa_tok.errors import ConfigError, JepaTokError
-from jepa_tok.evaluation.intervals import bootstrap, weighted_mean
+from jepa_tok.evaluation.intervals import LEAST_CLUSTERS, bootstrap, weighted_mean
 from jepa_tok.evaluation.merge import merge
 from jepa_tok.evaluation.table import figure_cell, rate_cell, table
 
@@ -30,14 +30,17 @@ def side_by_side(reports: Sequence[dict[str, Any]], beside: str) -> list[str]:
     """Lines of Markdown; raises ConfigError where the reports are of other utterances, or none has the row `beside`."""
     first = reports[0]
     for report in reports[1:]:
-        if report["corpus"] != first["corpus"] or report.get("where") != first.get("where"):
+        if any(report.get(key) != first.get(key) for key in ("corpus", "source", "where")):
             raise ConfigError(
                 f"results must be of the same utterances, but are of {first['corpus']} and {report['corpus']}."
             )
     columns = {key: column for report in reports for key, column in report["columns"].items()}
     titles = [f"{c['title']} {'↑' if c['better'] == 'higher' else '↓'}" for c in columns.values()]
     rows = [row for report in reports for row in report["rows"] if _is_own(row)]
-    bounds = {row["system"]: row for report in reversed(reports) for row in report["rows"] if not _is_own(row)}
+    bounds: dict[str, dict[str, Any]] = {}
+    for row in (row for report in reports for row in report["rows"] if not _is_own(row)):
+        known = bounds.setdefault(row["system"], {**row, "figures": {}})
+        known["figures"] = row["figures"] | known["figures"]
     order = [row["system"] for row in max(reports, key=lambda r: len(r["rows"]))["rows"] if row["system"] in bounds]
     body = [
         [row["system"], rate_cell(row), *(figure_cell(row["figures"], k, 3) for k in columns)]
@@ -71,10 +74,13 @@ def pair(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> list[str]:
             continue
         weights = [_weight(own[i], key) for i in ids]
         values = [own[i]["scores"][key] - other[i]["scores"][key] for i in ids]
-        interval = bootstrap(values, ids, weights)
+        speakers = [own[i].get("speaker") for i in ids]
+        by_speaker = all(speakers) and len(set(speakers)) >= LEAST_CLUSTERS
+        interval = bootstrap(values, speakers if by_speaker else ids, weights)
+        over = f"{len(set(speakers))} speakers" if by_speaker else f"{len(ids)} utterances"
         figure = {"mean": weighted_mean(values, weights), "interval": interval and [interval.low, interval.high]}
-        body.append([key, str(len(ids)), figure_cell({key: figure}, key, 3, "+")])
-    return [*table([f"{systems[0]} minus {systems[1]}", "utterances", "difference"], body), ""]
+        body.append([key, str(len(ids)), figure_cell({key: figure}, key, 3, "+"), over])
+    return [*table([f"{systems[0]} minus {systems[1]}", "utterances", "difference", "interval over"], body), ""]
 
 
 def _weight(row: dict[str, Any], key: str) -> float:

@@ -34,8 +34,14 @@ def merge(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     out = {**first, "columns": columns, "rows": [_row(label, reports) for label in labels]}
     for key in ("command", "commit"):
         out[key] = "\n    ".join(dict.fromkeys(str(r[key]) for r in reports if r.get(key))) or None
-    for kind in ("systems", "metrics"):
-        out["unavailable"] = out["unavailable"] | {kind: _joined(r["unavailable"][kind] for r in reports)}
+    lacking = [report["unavailable"] for report in reports]
+    out["unavailable"] = {
+        # What one run lacked another may have had.
+        "systems": {k: v for k, v in _joined(r["systems"] for r in lacking).items() if k not in labels},
+        "metrics": {
+            k: v for k, v in _joined(r["metrics"] for r in lacking).items() if all(k in r["metrics"] for r in lacking)
+        },
+    }
     words = next((r for r in reports if "wer" in r["columns"]), first)
     out["settings"] = {**first["settings"], "recognizer": words["settings"]["recognizer"]}
     out["skipped"] = list({s["id"]: s for r in reports for s in r["skipped"]}.values())

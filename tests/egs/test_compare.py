@@ -65,6 +65,30 @@ def test_pairs_count_words_and_leave_out_what_one_lacks(tmp_path, capsys):
     assert "| stoi | 1 | +0.100 |" in out
 
 
+def test_speakers_are_drawn_where_there_are_enough(tmp_path, capsys):
+    def rows(name, value):
+        return "".join(
+            json.dumps({"id": str(i), "speaker": f"s{i // 4}", "system": name, "scores": {"stoi": value(i // 4)}})
+            + "\n"
+            for i in range(24)
+        )
+
+    given = [
+        write(tmp_path, "a.jsonl", rows("A", lambda s: 0.1 * s)),
+        write(tmp_path, "b.jsonl", rows("B", lambda _: 0.0)),
+    ]
+    assert main(["--pair", *given]) == 0
+    low, high = capsys.readouterr().out.split("+0.250 [")[1].split("]")[0].split(", ")
+    assert float(high) - float(low) > 0.25  # of 6 speakers; over 24 utterances it is half of that
+
+
+def test_a_bound_has_the_columns_of_all(tmp_path, capsys):
+    a = [write(tmp_path, "a.json", named("a", "wer", ["codec"])), write(tmp_path, "as.json", named("a"))]
+    b = write(tmp_path, "b.json", named("b"))
+    assert main([b, ",".join(a), "--beside", "codec"]) == 0
+    assert "| codec | 640 | 2.500 | 1.500 |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [[], ["a.json", "--beside", "opus"], ["--pair", "a.json", "a.json"], ["nothing.json"], ["a.json", "other.json"]],

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from probes.entries import LogMels
+from probes.run import _cells
+from probes.suite import load_suite
 from tests.probes import fakes
 from tests.probes.conftest import Run
 from tests.probes.fakes import TASKS, ages, table
@@ -130,3 +133,20 @@ def test_corrected_speakers_are_measured_anew(run: Run, tmp_path: Path) -> None:
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run("pitch") == 0
     assert before and all(f.read_text() != before[f.name] for f in cells.glob("*.json"))
+
+
+def test_a_cell_goes_by_the_columns_and_files_that_no_task_names(tmp_path: Path) -> None:
+    fakes.write_corpus(tmp_path)
+    (tmp_path / "lm.arpa").write_text("one")
+    tasks = f"{{asr: {{column: text, decoder: beam, lm: {tmp_path / 'lm.arpa'}}}, speaker: {{column: speaker}}}}"
+    (corpus,) = load_suite(str(fakes.write_suite(tmp_path / "s.yaml", tasks)), tmp_path).corpora
+
+    def keys() -> list[str]:
+        return [cell.key for cell in _cells(corpus, LogMels(), [0], "audio")]
+
+    asr, speaker = keys()
+    (tmp_path / "lm.arpa").write_text("two!")
+    assert keys()[0] != asr and keys()[1] == speaker
+    for u in corpus.utterances:
+        u.info["split_utt"] = "train" if u.info["split_utt"] == "test" else "test"
+    assert keys()[1] != speaker

@@ -52,6 +52,7 @@ def root(tmp_path: Path) -> Path:
         ("asr", "context: x", "`context` must be a whole number from 0 up, but is `x`"),
         ("asr", "lm: none.arpa", "`lm` must be a file that is there, but is `none.arpa`"),
         ("asr", "speaker_column: 3", "`speaker_column` must be text (a number or a date in quotes), but is `3`"),
+        ("asr", f"lm: {'a' * 300}.arpa", "`lm` must be a file that is there"),
         ("classify", "folds: 0", "`folds` must be a whole number from 2 up, but is `0`"),
         ("classify", "folds: 1", "`folds` must be a whole number from 2 up, but is `1`"),
         ("classify", "folds: five", "`folds` must be a whole number from 2 up, but is `five`"),
@@ -134,6 +135,9 @@ def test_classes_of_the_wrong_form(root: Path, classes: str) -> None:
         ("suites: [t.yaml]\nmore: x.jsonl\n", "but has `suites` and `more`"),
         ("suites: [t.yaml]\nlayout: emodb\n", "but has `suites` and `layout`"),
         ("[" * 3000, "cannot be read"),
+        ("about: !!timestamp x\n" + ASR, "cannot be read"),
+        ("about: !!bool x\n" + ASR, "cannot be read"),
+        ("tasks: !!map [a]", "cannot be read"),
     ],
 )
 def test_what_stands_at_the_top(root: Path, text: str, message: str) -> None:
