@@ -348,6 +348,7 @@ def _number(kind: Any) -> Callable[[str], int]:
     """Reads a whole number of that kind, as a suite's file has it."""
 
     def read(text: str) -> int:
+        text = text.strip()
         value = int(text) if text.isdecimal() and len(text) < 10 else text
         fault = wrong(value, kind)
         if fault:
