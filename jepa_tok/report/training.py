@@ -37,9 +37,9 @@ def stage1(run: RunDir) -> str:
             note="Masked frames against the EMA target. A low loss alone proves nothing: see the collapse monitor.",
         ),
         chart(
-            "Mel anchor, KL in nats",
+            "Mel anchor: its loss",
             _pair(train, valid, r"anchor kl.*", r"anchor loss"),
-            note="Its weight in the loss falls with training.",
+            note="How far what the frames tell of their log-mels is from them: squared error, or KL in nats where the anchor is on posteriors.",
         ),
         chart(
             "Prediction R²",
@@ -75,7 +75,7 @@ def stage1(run: RunDir) -> str:
         "stage1",
         "Stage 1: JEPA pretraining",
         f'<div class="panels">{"".join(panels)}</div>',
-        "The encoder learns to predict what it cannot hear. Thin lines: training; dots: unseen speakers and sentences.",
+        "The encoder learns frames that can be predicted from those around them. Thin lines: training; dots: unseen speakers and sentences.",
     )
 
 
