@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def plan(
     for _, split in plans:
         splits.check_parts(split, recorded)
         if split.train.tobytes() not in tried:  # seeds may share their training part
-            known = _units(units, [texts[i] for i in split.train], spm_size)
+            known = _units(units, tuple(texts[i] for i in split.train), spm_size)
             if not tried:
                 decoding.make_decoder(known, decoding.searches(decoder, lm)[0], lm)
             tried.add(split.train.tobytes())
@@ -175,7 +176,7 @@ def run(
         choice = chosen[first] if shuffle else None
         for seed, split in progress(plans, f"asr, {row.input}"):
             own = shuffled(texts, data, split, seed) if shuffle else texts
-            known = _units(units, [own[i] for i in split.train], spm_size)
+            known = _units(units, tuple(own[i] for i in split.train), spm_size)
             frames, expand = source.frames(seed)
             labels = [[u + 1 for u in known.encode(t)] for t in own]
             clips = ctc.Clips(frames, expand, labels, data.meta.num_groups, data.meta.frame_rate)
@@ -227,7 +228,8 @@ def run(
     )
 
 
-def _units(kind: UnitKind, texts: Sequence[str], size: int) -> Units:
+@lru_cache(maxsize=8)  # `plan` tries them, and each cell of a split has the same
+def _units(kind: UnitKind, texts: tuple[str, ...], size: int) -> Units:
     return Characters(texts) if kind == "char" else SentencePieces(texts, size)
 
 

@@ -246,15 +246,23 @@ def make_entries(specs: Sequence[str], tokens: Sequence[str], device: str) -> li
 
 def _untrained(named: Sequence[Tokenizer]) -> str:
     """`random:CONFIG` with the config of the first of our tokenizers; raises ProbeError where there is none."""
-    from jepa_tok.adapters.ours import Ours
-
-    own = [e.adapter.name for e in named if isinstance(e.adapter, Ours) and not e.adapter.name.startswith(f"{RANDOM}:")]
-    if not own:
+    own = next(filter(None, map(untrained_of, named)), None)
+    if own is None:
         raise ProbeError(
             f"`{RANDOM}` takes the config of the first of our tokenizers in `--tokenizers`, but there is none; name a config, as in "
             f"`{RANDOM}:small`."
         )
-    return f"{RANDOM}:{own[0].removeprefix('stage1:')}"
+    return own
+
+
+def untrained_of(entry: Tokenizer) -> str | None:
+    """`random:CONFIG` with the config of a tokenizer of ours; None for others', and for what is untrained itself."""
+    from jepa_tok.adapters.ours import Ours
+
+    name = entry.adapter.name
+    if not isinstance(entry.adapter, Ours) or name.startswith(f"{RANDOM}:"):
+        return None
+    return f"{RANDOM}:{name.removeprefix('stage1:')}"
 
 
 @dataclass

@@ -23,7 +23,7 @@ from jepa_tok.provenance import commit, machine, versions
 from probes import gates, slots, splits, study_page
 from probes.cache import open_frames
 from probes.data import ProbeError
-from probes.entries import Clips, Entry, Tokenizer
+from probes.entries import Clips, Entry, Tokenizer, untrained_of
 from probes.inputs import subframes_of
 from probes.places import check_given, check_writable, writing
 from probes.progress import say
@@ -78,11 +78,9 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 def make_entries(spec: str, control: str | None, device: str) -> list[Tokenizer]:
     """The tokenizer, and the control: where none is named and the tokenizer is ours, an untrained one of its config."""
-    from jepa_tok.adapters.ours import Ours
-
     own = Tokenizer(spec, device)
-    if control is None and isinstance(own.adapter, Ours) and not spec.startswith("random:"):
-        control = f"random:{spec.removeprefix('stage1:')}"
+    if control is None:
+        control = untrained_of(own)
     return [own, *([Tokenizer(control, device)] if control else [])]
 
 

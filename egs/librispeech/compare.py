@@ -18,9 +18,9 @@ from typing import Any
 
 from egs.librispeech.model_card import read_json
 from jepa_tok.errors import ConfigError, JepaTokError
-from jepa_tok.evaluation.intervals import LEAST_CLUSTERS, bootstrap, weighted_mean
+from jepa_tok.evaluation.intervals import bootstrap, drawn_by_speaker, weighted_mean
 from jepa_tok.evaluation.merge import merge
-from jepa_tok.evaluation.table import figure_cell, rate_cell, table
+from jepa_tok.evaluation.table import column_titles, figure_cell, rate_cell, table
 
 OWN = ("tokens", "latents")
 """Rows of a tokenizer itself; all others are bounds, the same for all tokenizers."""
@@ -35,7 +35,7 @@ def side_by_side(reports: Sequence[dict[str, Any]], beside: str) -> list[str]:
                 f"results must be of the same utterances, but are of {first['corpus']} and {report['corpus']}."
             )
     columns = {key: column for report in reports for key, column in report["columns"].items()}
-    titles = [f"{c['title']} {'↑' if c['better'] == 'higher' else '↓'}" for c in columns.values()]
+    titles = column_titles(columns)
     rows = [row for report in reports for row in report["rows"] if _is_own(row)]
     bounds: dict[str, dict[str, Any]] = {}
     for row in (row for report in reports for row in report["rows"] if not _is_own(row)):
@@ -74,8 +74,8 @@ def pair(a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]]) -> list[str]:
             continue
         weights = [_weight(own[i], key) for i in ids]
         values = [own[i]["scores"][key] - other[i]["scores"][key] for i in ids]
-        speakers = [own[i].get("speaker") for i in ids]
-        by_speaker = all(speakers) and len(set(speakers)) >= LEAST_CLUSTERS
+        speakers = [str(own[i].get("speaker") or "") for i in ids]
+        by_speaker = drawn_by_speaker(speakers)
         interval = bootstrap(values, speakers if by_speaker else ids, weights)
         over = f"{len(set(speakers))} speakers" if by_speaker else f"{len(ids)} utterances"
         figure = {"mean": weighted_mean(values, weights), "interval": interval and [interval.low, interval.high]}

@@ -18,6 +18,7 @@ from pathlib import Path
 from jepa_tok.corpus.manifest import read_corpus, write_manifest
 from jepa_tok.corpus.utterance import Utterance
 from jepa_tok.errors import CorpusError, JepaTokError
+from jepa_tok.evaluation.run import evenly_spaced
 
 
 def join(corpora: Sequence[Sequence[Utterance]], dev_of: str) -> list[Utterance]:
@@ -36,8 +37,8 @@ def join(corpora: Sequence[Sequence[Utterance]], dev_of: str) -> list[Utterance]
 def rest(utterances: Sequence[Utterance], limit: int) -> list[Utterance]:
     """The rows of `split` dev but the `limit` evenly spaced ones that `jepa-tok eval --limit` takes."""
     dev = [u for u in utterances if u.info.get("split") == "dev"]
-    taken = {i * len(dev) // limit for i in range(min(limit, len(dev)))} if limit < len(dev) else set(range(len(dev)))
-    return [u for i, u in enumerate(dev) if i not in taken]
+    taken = {u.id for u in evenly_spaced(dev, limit)}
+    return [u for u in dev if u.id not in taken]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,6 +30,11 @@ def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
     return float(np.average(values, weights=weights))
 
 
+def drawn_by_speaker(speakers: Sequence[str]) -> bool:
+    """Whether intervals are drawn over the speakers of these utterances: where all are known, and enough."""
+    return all(speakers) and len(set(speakers)) >= LEAST_CLUSTERS
+
+
 def bootstrap(
     values: Sequence[float],
     clusters: Sequence[Hashable],

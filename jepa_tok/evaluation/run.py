@@ -69,8 +69,7 @@ def evaluate(
     results = out / "results.json"
     if results.exists() and not overwrite:
         raise CorpusError(f"{results}: exists already; take another folder, or --overwrite it.")
-    if limit is not None and limit < len(utterances):
-        utterances = [utterances[i * len(utterances) // limit] for i in range(limit)]
+    utterances = evenly_spaced(utterances, limit)
     systems = choose_systems(tokenizer, utterances, bounds)
     chosen, lacking = choose_metrics(metrics, recognizer)
     out.mkdir(parents=True, exist_ok=True)
@@ -112,6 +111,13 @@ def evaluate(
         return report
     finally:
         partial.close(finished)
+
+
+def evenly_spaced(utterances: Sequence[Utterance], limit: int | None) -> Sequence[Utterance]:
+    """At most `limit` of them, evenly spaced over the list; all where it is None."""
+    if limit is None or limit >= len(utterances):
+        return utterances
+    return [utterances[i * len(utterances) // limit] for i in range(limit)]
 
 
 def choose_metrics(names: Sequence[str] | None, recognizer: str) -> tuple[list[Metric], dict[str, str]]:

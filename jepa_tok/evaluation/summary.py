@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jepa_tok.evaluation.bounds import System
-from jepa_tok.evaluation.intervals import LEAST_CLUSTERS, Interval, bootstrap, weighted_mean
+from jepa_tok.evaluation.intervals import Interval, bootstrap, drawn_by_speaker, weighted_mean
 from jepa_tok.evaluation.metrics import Column, Scores
 
 
@@ -46,7 +46,7 @@ def summarize(
     """Rows and columns of the table, and what they were measured on; the first system is the one that is judged."""
     first = [f for f in found if f.system == systems[0].label]
     speakers = {f.speaker for f in first} - {""}
-    by_speaker = len(speakers) >= LEAST_CLUSTERS and all(f.speaker for f in first)
+    by_speaker = drawn_by_speaker([f.speaker for f in first])
     rows = []
     for system in systems:
         own = [f for f in found if f.system == system.label]

@@ -15,7 +15,7 @@ from jepa_tok.evaluation.summary import Found
 def markdown(report: dict[str, Any]) -> str:
     """The whole page."""
     corpus, columns, rows = report["corpus"], report["columns"], report["rows"]
-    titles = _titles(report)
+    titles = column_titles(columns)
     lines = [f"# Evaluation of `{report['tokenizer']['name']}`", "", *quality(report)]
     lines += ["## Deviation over utterances", ""]
     body = [[r["system"], *(_plain(r["figures"], key, "std") for key in columns)] for r in rows]
@@ -50,15 +50,16 @@ def quality(report: dict[str, Any]) -> list[str]:
         f"Tokenizer {report['tokenizer']['hash']}; {corpus['utterances']} utterances, {corpus['seconds'] / 60:.1f} minutes, {speakers}. "
         f"In brackets: 95 % bootstrap interval over {corpus['intervals_over']}.",
         "",
-        *table(["system", "bit/s", *_titles(report)], body),
+        *table(["system", "bit/s", *column_titles(columns)], body),
         "",
         *_notes(report),
         "",
     ]
 
 
-def _titles(report: dict[str, Any]) -> list[str]:
-    return [f"{c['title']} {'↑' if c['better'] == 'higher' else '↓'}" for c in report["columns"].values()]
+def column_titles(columns: dict[str, Any]) -> list[str]:
+    """Titles of a report's `columns`, with an arrow to the better side."""
+    return [f"{c['title']} {'↑' if c['better'] == 'higher' else '↓'}" for c in columns.values()]
 
 
 def _notes(report: dict[str, Any]) -> list[str]:

@@ -91,16 +91,6 @@ def run(tmp_path: Path, made: Any) -> Run:
     fakes.write_suite(tmp_path / "tones.yaml", fakes.TASKS)
 
     def run(specs: str, *options: object, seeds: str = "0") -> int:
-        given = [
-            "--suite",
-            tmp_path / "tones.yaml",
-            "--data",
-            tmp_path,
-            "--out",
-            tmp_path / "out",
-            "--seeds",
-            *seeds.split(),
-        ]
-        return main(["run", *map(str, [*given, *(["--tokenizers", specs] if specs else []), *options])])
+        return main([*fakes.command(tmp_path, specs, seeds), *map(str, options)])
 
     return run

@@ -112,6 +112,12 @@ def write_suite(path: Path, tasks: str, manifest: str = "tones.jsonl") -> Path:
     return path
 
 
+def command(root: Path, specs: str, seeds: str = "0") -> list[str]:
+    """`run` of ROOT/tones.yaml with the tokenizers `specs`, to ROOT/out."""
+    given = ["run", "--suite", root / "tones.yaml", "--data", root, "--out", root / "out", "--seeds", *seeds.split()]
+    return [*map(str, given), *(["--tokenizers", specs] if specs else [])]
+
+
 TASKS = "{speaker: {probe: classify, column: speaker, split_column: split_utt}}"
 
 

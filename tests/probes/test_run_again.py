@@ -96,21 +96,9 @@ main(sys.argv[1:])
 
 
 def test_killed_while_tokenizing_and_run_again(run: Run, made: Any, tmp_path: Path) -> None:
-    given = [
-        "run",
-        "--suite",
-        tmp_path / "tones.yaml",
-        "--data",
-        tmp_path,
-        "--out",
-        tmp_path / "out",
-        "--tokenizers",
-        "pitch",
-        "--seeds",
-        "0",
-    ]
+    given = fakes.command(tmp_path, "pitch")
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, given)], cwd=root, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", KILLED, *given], cwd=root, capture_output=True)
     assert done.returncode == -9
     assert run("pitch") == 0
     assert made["pitch"].encoded == 40  # 20 were there
