@@ -1,6 +1,6 @@
 """Augmentation of training batches, on the device they are on, for stage 1 and stage 2.
 
-Speed, level, another voice, noise: all of it is drawn from a seed of the step's own, so a resumed run hears what the
+Speed, colour, level, another voice, noise: all of it is drawn from a seed of the step's own, so a resumed run hears what the
 uninterrupted one would have heard. A batch keeps its shape, and nothing here makes a GPU wait for the CPU or the other way round.
 
     B clips   S samples
@@ -18,11 +18,15 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from jepa_tok._fairseq2.speech_reader import SpeechBatch
+from jepa_tok.audio import SAMPLE_RATE
 from jepa_tok.models.layers import sequence_mask
 from tasks.speech import seeded_generator, to_device
 
 MAX_DENOMINATOR = 100
 """Of a speed as a fraction; its resampling filters grow with it."""
+
+FILTER_HZ = (100.0, 300.0, 800.0, 1700.0, 3200.0, 5500.0, 9000.0)
+"""Frequencies at which the gains of a filter are drawn: about as far apart as vowels' formants, evenly spaced in mels."""
 
 
 @dataclass(kw_only=True)
@@ -36,6 +40,13 @@ class AugmentSection(Validatable):
     speed: list[float] = field(default_factory=lambda: [1.0])
     """Factors of which each batch draws one; pitch and tempo change together (Ko et al., 2015). What then passes the batch's
     end is cut."""
+
+    filter_probability: float = 0.0
+    """Share of clips whose spectrum is coloured by a filter of its own, as by another microphone or vocal tract: a gain drawn at
+    each of `FILTER_HZ`, straight lines between them over mels (FilterAugment, Nam et al., arXiv 2110.03282). The level stays."""
+
+    filter_db: tuple[float, float] = (-6.0, 6.0)
+    """Least and greatest of a filter's gains."""
 
     gain_probability: float = 0.0
     """Share of clips whose level is changed."""
@@ -57,15 +68,15 @@ class AugmentSection(Validatable):
 
     denoise: bool = False
     """Whether the clip as it was before mixing and noise is what has to be predicted (WavLM's denoising; arXiv 2110.13900,
-    section 3.2), instead of what is heard. Speed and gain belong to the clip either way."""
+    section 3.2), instead of what is heard. Speed, filter and gain belong to the clip either way."""
 
     @override
     def validate(self) -> ValidationResult:
         result = ValidationResult()
-        for name in ("gain_probability", "mix_probability", "noise_probability"):
+        for name in ("filter_probability", "gain_probability", "mix_probability", "noise_probability"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 result.add_error(f"`{name}` must lie in [0, 1], but is {getattr(self, name)} instead.")
-        for name in ("gain_db", "mix_snr_db", "noise_snr_db"):
+        for name in ("filter_db", "gain_db", "mix_snr_db", "noise_snr_db"):
             low, high = getattr(self, name)
             if low > high:
                 result.add_error(f"`{name}` must be a least and a greatest value, but is {[low, high]} instead.")
@@ -97,6 +108,8 @@ def augment(batch: SpeechBatch, config: AugmentSection, seed: tuple[int, ...]) -
     with torch.autocast(device.type, enabled=False):
         wave, lengths, sizes = _change_speed(batch, factor)
         own = sequence_mask(lengths, size)  # [B, S]
+        if config.filter_probability:
+            wave = _colour(wave, lengths, config, draws)
         if config.gain_probability:
             wave = wave * _ratio(torch.where(chance[0] < config.gain_probability, gain_db, 0.0))
         clean = wave = (wave * own).clamp(-1.0, 1.0)
@@ -111,6 +124,31 @@ def augment(batch: SpeechBatch, config: AugmentSection, seed: tuple[int, ...]) -
         if wave is not clean:
             wave = (wave * own).clamp(-1.0, 1.0)
     return replace(batch, wave=wave, lengths=lengths, sizes=sizes, clean=clean if config.denoise else None)
+
+
+def _colour(wave: Tensor, lengths: Tensor, config: AugmentSection, draws: torch.Generator) -> Tensor:
+    """Clips [B, S] with new spectra, each at its old level."""
+    clips, size = wave.shape
+    low, high = config.filter_db
+    drawn = to_device(torch.rand(clips, 1 + len(FILTER_HZ), generator=draws), wave.device)
+    chance, db = drawn[:, :1], low + (high - low) * drawn[:, 1:]  # [B, 1], [B, points]
+    spectrum = torch.fft.rfft(wave) * 10.0 ** (db @ _filter_lines(size, wave.device) / 20.0)
+    coloured = torch.fft.irfft(spectrum, n=size)
+    coloured = coloured * (_level(wave, lengths) / _level(coloured, lengths).clamp_min(1e-8))
+    return torch.where(chance < config.filter_probability, coloured, wave)
+
+
+@lru_cache(maxsize=16)
+def _filter_lines(size: int, device: torch.device) -> Tensor:
+    """Share [points, bins] that each of a filter's points has in each bin of a spectrum of `size` samples."""
+    points = torch.tensor(FILTER_HZ, dtype=torch.float64).div(700.0).log1p()
+    bins = torch.linspace(0.0, SAMPLE_RATE / 2, size // 2 + 1, dtype=torch.float64).div(700.0).log1p()
+    bins = bins.clamp(points[0], points[-1])
+    place = torch.searchsorted(points, bins, right=True).clamp(1, len(points) - 1)  # of the point above
+    share = (bins - points[place - 1]) / (points[place] - points[place - 1])
+    lines = torch.zeros(len(points), len(bins), dtype=torch.float64)
+    lines.scatter_(0, place[None] - 1, 1.0 - share[None]).scatter_(0, place[None], share[None])
+    return lines.to(device, torch.float32)
 
 
 def _ratio(db: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,16 @@ import torch
 import tasks  # noqa: F401  (preloads libsndfile)
 from jepa_tok._fairseq2.speech_reader import SpeechBatch
 from jepa_tok.models.layers import sequence_mask
-from tasks.augment import AugmentSection, augment
+from tasks.augment import FILTER_HZ, AugmentSection, augment
 
 SIZES = [48_000, 40_000, 24_000, 30_001]
 EVERYTHING = AugmentSection(
-    speed=[0.9, 1.0, 1.1], gain_probability=0.7, mix_probability=0.7, noise_probability=0.7, denoise=True
+    speed=[0.9, 1.0, 1.1],
+    filter_probability=0.7,
+    gain_probability=0.7,
+    mix_probability=0.7,
+    noise_probability=0.7,
+    denoise=True,
 )
 
 
@@ -92,6 +98,35 @@ def test_gain_is_drawn_for_each_clip_within_its_range() -> None:
         db += (20.0 * (level(out.wave, SIZES) / 0.1).log10()).tolist()
     assert min(db) == pytest.approx(-6.0, abs=0.5) and max(db) == pytest.approx(3.0, abs=0.5)
     assert 0.35 < sum(abs(x) < 1e-3 for x in db) / len(db) < 0.65
+
+
+def test_filter_is_straight_between_its_points_over_mels_and_keeps_the_level() -> None:
+    batch = make_batch()
+    batch.wave = torch.zeros(40, 48_000).normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+    batch = replace(batch, lengths=torch.full((40,), 48_000), sizes=[48_000] * 40)
+    out = augment(batch, AugmentSection(filter_probability=0.5, filter_db=(-8.0, 4.0)), (0, 0, 0, 0))
+    assert level(out.wave, out.sizes).allclose(level(batch.wave, batch.sizes), rtol=1e-4)
+    gains = (
+        20.0 * (torch.fft.rfft(out.wave).abs() / torch.fft.rfft(batch.wave).abs()).log10()
+    )  # [40, bins of half a Hz]
+    changed = gains.std(1) > 1e-2
+    assert 10 <= changed.sum() <= 30 and torch.equal(out.wave[~changed], batch.wave[~changed])
+    points = gains[changed][:, [round(2 * hertz) for hertz in FILTER_HZ]]
+    spread = points.amax(1) - points.amin(1)
+    assert spread.max() <= 12.0 + 1e-3 and spread.mean() > 4.0
+    low, high = (1127.0 * math.log1p(hertz / 700.0) for hertz in FILTER_HZ[2:4])
+    middle = 700.0 * math.expm1((low + high) / 2 / 1127.0)
+    assert gains[changed][:, round(2 * middle)].allclose((points[:, 2] + points[:, 3]) / 2, atol=0.02)
+    assert gains[changed][:, -1].allclose(points[:, -1], atol=1e-2)  # level past the last point
+
+
+def test_a_filter_leaves_the_other_draws_as_they_were() -> None:
+    plain = augment(make_batch(), AugmentSection(gain_probability=0.5, gain_db=(-6.0, 3.0)), (0, 3, 0, 0))
+    filtered = augment(
+        make_batch(), AugmentSection(gain_probability=0.5, gain_db=(-6.0, 3.0), filter_probability=1.0), (0, 3, 0, 0)
+    )
+    assert level(filtered.wave, SIZES).allclose(level(plain.wave, SIZES), rtol=1e-3)
+    assert not torch.allclose(filtered.wave, plain.wave, atol=1e-4)
 
 
 def test_noise_has_the_ratio_asked_for_and_the_clean_clip_is_kept() -> None:
