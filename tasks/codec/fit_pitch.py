@@ -29,6 +29,9 @@ PITCH_FRAMES = 60_000
 PITCH_PRICE = 0.1
 """Error of log pitch, in nats (a semitone and three quarters), that counts as much as a nat of voicing."""
 
+USAGE_PRICE = 1.0
+"""Of uneven use of a dimension's levels, beside a nat of voicing."""
+
 BATCH = 256
 """Frames of a step."""
 
@@ -79,14 +82,15 @@ def fit_pitch(codec: Codec, waves: Iterable[Tensor], steps: int, seed: int, fram
     with torch.enable_grad():
         for _ in range(steps):
             pick = starts[torch.randint(len(starts), (BATCH, 1), generator=rng).to(rows.device)]
-            pitch, voicing, _ = _errors(encoder, decoder, codec.fsq, rows[pick + frame])
+            pitch, voicing, values, _ = _errors(encoder, decoder, codec.fsq, rows[pick + frame])
             optimizer.zero_grad()
-            (pitch / PITCH_PRICE + voicing).backward()  # type: ignore[no-untyped-call]
+            loss = pitch / PITCH_PRICE + voicing + USAGE_PRICE * _unevenness(values, codec.fsq.radices[-decoder.dims :])
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             scheduler.step()
     codec.zero_grad(set_to_none=True)  # the quantiser has got some, too, and the trainer would take them for its own
     with torch.no_grad():
-        pitch, voicing, codes = _errors(encoder, decoder, codec.fsq, held)
+        pitch, voicing, _, codes = _errors(encoder, decoder, codec.fsq, held)
     usage = code_entropies(codes.cpu(), codec.fsq.radices)[-decoder.dims :]
     log.info(
         "Pitch: fitted on {} frames; on {} others error {:.4f} nats, voicing {:.3f}; code usage {:.3f}, least {:.3f}.",
@@ -94,12 +98,20 @@ def fit_pitch(codec: Codec, waves: Iterable[Tensor], steps: int, seed: int, fram
     )  # fmt: skip
 
 
-def _errors(encoder: PitchEncoder, decoder: PitchDecoder, fsq: FSQ, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows of frames [N, W, 6] -> errors of pitch and voicing, and codes [N, D], of which the last P mean something."""
+def _unevenness(values: Tensor, radices: list[int]) -> Tensor:
+    """How far quantised values [N, P] are from even use of their levels, by their first two moments; mean over P."""
+    square = (1.0 - torch.tensor(radices, device=values.device).float() ** -2.0) / 3.0  # of L even levels
+    return (values.mean(0).square() + (values.square().mean(0) - square).square()).mean()
+
+
+def _errors(
+    encoder: PitchEncoder, decoder: PitchDecoder, fsq: FSQ, rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Windows of frames [N, W, 6] -> errors of pitch and voicing, values of the P dimensions [N, P] and codes [N, D], of which the last P mean something."""
     told, truth = rows.split(3, dim=-1)
     z = encoder.encode(told.transpose(1, 2).flatten(1))
     # The rest of a latent is normalised as well, so that any numbers of that kind stand for it.
     rest = torch.arange(fsq.config.dim - decoder.dims, device=rows.device, dtype=torch.float32)
     values, codes = fsq(torch.cat([F.layer_norm(rest, rest.shape).expand(len(z), -1), z], dim=-1))
     pitch, voiced, real = (x.flatten()[None] for x in truth.unbind(-1))
-    return *decoder.errors(values[None], pitch, voiced > 0.5, real > 0.5), codes
+    return *decoder.errors(values[None], pitch, voiced > 0.5, real > 0.5), values[:, -decoder.dims :], codes
