@@ -14,8 +14,10 @@ from fairseq2.recipe.error import RecipeError
 import tasks  # noqa: F401  (preloads libsndfile)
 from jepa_tok._fairseq2.speech_reader import SpeechBatch
 from jepa_tok.models.codec import Codec
+from jepa_tok.monitor import code_entropies
 from jepa_tok.presets import codec_config
 from tasks.augment import AugmentSection
+from tasks.codec import fit_pitch as module
 from tasks.codec.calibrate import calibrate_quantiser, fit_mel_head
 from tasks.codec.fit_pitch import fit_pitch
 from tasks.codec.metrics import LOSSES, computed_losses
@@ -209,6 +211,23 @@ def test_the_pitch_networks_are_fitted_to_what_is_tracked() -> None:
     assert codec.fsq.bias[:-23].eq(1.0).all() and codec.fsq.bias[-23:].eq(0.0).all()
     with pytest.raises(RecipeError, match=r"^the pitch networks cannot be fitted: there are not two frames"):
         fit_pitch(codec, [waves[0][:9_600]], 10, seed=0)
+
+
+def test_pitch_networks_are_fitted_to_use_all_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    waves = [voice(80.0 + 8.0 * i, 28_800 + 100 * i) for i in range(20)]
+
+    def usage(price: float) -> float:
+        monkeypatch.setattr(module, "USAGE_PRICE", price)
+        torch.manual_seed(0)
+        codec = Codec(codec_config("tiny"))
+        fit_pitch(codec, waves, 100, seed=0)
+        with torch.no_grad():
+            codes = codec(
+                torch.stack([w[:28_800] for w in waves]), adversarial=False, disc=False, synthesis=False
+            ).codes
+        return float(code_entropies(codes.flatten(0, 1), codec.fsq.radices)[-23:].mean())
+
+    assert usage(1.0) > usage(0.0) + 0.02
 
 
 def test_training_leaves_the_pitch_networks_alone() -> None:
