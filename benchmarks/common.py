@@ -102,4 +102,4 @@ def write_json(path: Path, found: dict[str, Any]) -> None:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
-    return str(value)
+    return "" if value is None else str(value)
