@@ -80,6 +80,12 @@ class Generator(nn.Module):
         """Whether anything but the source is made of the pitch dimensions; not in a tokenizer that `grow` gave them to."""
         return self.config.pitch_dims > 0 and bool(self.project.weight[:, -self.config.pitch_dims :].any())
 
+    @torch.no_grad()
+    def forget_pitch(self) -> None:
+        """Leaves the pitch dimensions to the source alone: what was learnt from them is no longer there."""
+        if self.config.pitch_dims:
+            self.project.weight[:, -self.config.pitch_dims :] = 0.0
+
     def forward(self, latents: Tensor, lengths: Tensor | None = None, state: StreamState | None = None) -> Tensor:
         """Decodes latent frames.
 

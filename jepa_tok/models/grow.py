@@ -159,10 +159,8 @@ class _Growth:
         assert isinstance(small.head, IstftHead) and isinstance(large.head, IstftHead)
         x = self.widening(small.config.input_channels, large.config.input_channels)
         self.conv(small.project, large.project, x, Widening.same(small.config.latent_dim))
-        if large.pitch is not None and not _knows_pitch(
-            small, large
-        ):  # what they told the small generator is no longer there
-            large.project.weight[:, -large.config.pitch_dims :] = 0.0
+        if not _knows_pitch(small, large):
+            large.forget_pitch()
         for a, b in zip(small.stages, large.stages):
             assert isinstance(a, UpStage) and isinstance(b, UpStage)
             self.values(a.act, b.act, x)

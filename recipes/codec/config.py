@@ -112,7 +112,10 @@ class CodecRecipeConfig(Validatable):
 
     pitch_steps: int = 16_000
     """Steps of 256 frames for which the networks that pass the pitch on (`pitch_dims`) are fitted before training, the only training that they
-    get. Those of a `tokenizer` stay as they are, but where `recipes.codec.grow` made them."""
+    get. Those of a `tokenizer` stay as they are, but where `recipes.codec.grow` made them, or with `new_pitch`."""
+
+    new_pitch: bool = False
+    """With `tokenizer`: its pitch networks are fitted anew, and its decoder begins without what it made of the old ones."""
 
     synthesis_start: int = 0
     """First step in which a waveform is made. Before it encoder and low-rate stages learn from the mel head alone (`mel_head_stage`
@@ -159,6 +162,8 @@ class CodecRecipeConfig(Validatable):
             )
         if self.pitch_steps < 0:
             result.add_error(f"`pitch_steps` must be at least 0, but is {self.pitch_steps} instead.")
+        if self.new_pitch and (self.tokenizer is None or not self.pitch_steps):
+            result.add_error("`new_pitch` must be false without a `tokenizer` and with `pitch_steps` 0.")
         if not 0.0 <= self.calibrate_below <= 1.0:
             result.add_error(f"`calibrate_below` must lie in 0 to 1, but is {self.calibrate_below} instead.")
         check_warmup(result, self.lr_scheduler, self.regime)

@@ -117,6 +117,8 @@ def fit_before_training(codec: Codec, config: CodecRecipeConfig, utterances: lis
     """Sets what is not learnt in training to the latents and the speech of training clips: the quantiser's bound, the pitch networks, a mel head."""
     fresh, frames, crop = config.tokenizer is None, config.calibration_frames, config.dataset.crop_seconds
     waves = partial(sample_waves, utterances, np.random.default_rng([config.common.seed, 4]))
+    if config.new_pitch:
+        codec.generator.forget_pitch()
     if frames and (fresh or config.calibrate_below):
         calibrate_quantiser(codec.encoder, codec.fsq, waves(crop), frames, None if fresh else config.calibrate_below)
     if codec.encoder.pitch is not None and (fresh or not codec.generator.hears_pitch):

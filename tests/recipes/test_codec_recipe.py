@@ -17,6 +17,7 @@ from fairseq2.recipe.error import RecipeError
 import recipes  # noqa: F401  (preloads libsndfile)
 from jepa_tok._fairseq2.checkpoint import find_checkpoint, part_of
 from jepa_tok.config_dict import to_dict
+from jepa_tok.corpus.manifest import read_corpus
 from jepa_tok.models.codec import Codec
 from jepa_tok.models.jepa import Jepa
 from jepa_tok.presets import codec_config, jepa_config
@@ -24,7 +25,7 @@ from jepa_tok.training_config import CodecConfig
 from recipes.codec.config import CodecRecipeConfig, EncoderSection, GanSection
 from recipes.codec.export import export_codec
 from recipes.codec.export import main as export_main
-from recipes.codec.recipe import load_encoder, load_tokenizer
+from recipes.codec.recipe import fit_before_training, load_encoder, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -257,6 +258,21 @@ def test_pitch_is_fitted_where_it_is_new(runs, corpus, stage1, tmp_path) -> None
         runs.run([x for x in whole if not x.startswith(f"encoder.path={tmp_path}")])
         written = "".join(log.read_text() for log in (tmp_path / name).rglob("*.log"))
         assert "Pitch: fitted on 7 frames; on 1 others error" in written
+
+
+def test_pitch_networks_of_a_tokenizer_are_fitted_anew_where_asked_for(corpus) -> None:
+    utterances = read_corpus(corpus)
+    config = CodecRecipeConfig(tokenizer="somewhere", pitch_steps=3, calibration_frames=0)
+    for new in (False, True):
+        config.new_pitch = new
+        codec = Codec(small_codec())
+        old = {k: v.clone() for k, v in codec.state_dict().items()}
+        fit_before_training(codec, config, utterances)
+        changed = {k for k, v in codec.state_dict().items() if not torch.equal(v, old[k])}
+        assert any(k.startswith("encoder.pitch.") for k in changed) is new
+        assert codec.generator.hears_pitch is not new
+        assert torch.equal(codec.generator.project.weight[:, :-23], old["generator.project.weight"][:, :-23])
+    assert CodecRecipeConfig(new_pitch=True).validate().has_error()
 
 
 @pytest.mark.parametrize(
