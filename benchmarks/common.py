@@ -99,6 +99,43 @@ def write_json(path: Path, found: dict[str, Any]) -> None:
     write_text(path, json.dumps(found, indent=1) + "\n")
 
 
+def readout_command(
+    name: str,
+    description: str,
+    tokenizer_help: str,
+    run: Callable[[SpeechTokenizer, Path, int], dict[str, Any]],
+    summary: Callable[[dict[str, Any]], str],
+    fault: Callable[[SpeechTokenizer], str] = lambda _: "",
+) -> int:
+    """Command line of a benchmark that reads what a tokenizer holds of the clips of a manifest; returns the exit status.
+
+    :param run: Of tokenizer, manifest and number of training clips; its `rows` are printed and all that it returns is written.
+    :param summary: The line above the rows.
+    :param fault: Why a tokenizer cannot be read so; empty where it can.
+    """
+    from jepa_tok import SpeechTokenizer
+
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("tokenizer", help=tokenizer_help)
+    parser.add_argument("manifest", type=Path, help="manifest with the splits train and dev")
+    parser.add_argument("--limit", type=int, default=480, help="training clips (default: 480)")
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    args = parser.parse_args()
+    try:
+        tokenizer = SpeechTokenizer.from_pretrained(args.tokenizer).eval()
+        if fault(tokenizer):
+            raise JepaTokError(f"{args.tokenizer}: {fault(tokenizer)}")
+        found = run(tokenizer, args.manifest, args.limit)
+    except JepaTokError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    print(summary(found))
+    print_table(found["rows"])
+    if args.json:
+        write_json(args.json, {"machine": machine(), "tokenizer": args.tokenizer, **found})
+    return 0
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

@@ -15,7 +15,6 @@ are read by one linear layer fitted on those made of tokens: by ridge regression
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from dataclasses import dataclass
@@ -25,10 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import machine, print_table, write_json
+from benchmarks.common import readout_command
 from benchmarks.latent_readout import load_waves
 from jepa_tok import SpeechTokenizer
-from jepa_tok.errors import JepaTokError
 from jepa_tok.models.logmel import LogMel
 from jepa_tok.models.mel_head import MelHead
 
@@ -147,28 +145,24 @@ def run(tokenizer: SpeechTokenizer, manifest: Path, limit: int) -> dict[str, Any
     fit(head, train.steps["tokens"], train)
     for name, x in dev.steps.items():
         rows.append({"what": f"decoder's steps, of {name}", "r2": by_ridge[name], "nats": weighed_error(read(head, x), dev.logmel, dev.weights)})  # fmt: skip
-    return {"train_frames": len(frames), "dev_frames": len(dev_frames), "bits": bits, "rows": rows}
+    return {
+        "tokenizer": tokenizer.hash,
+        "train_frames": len(frames),
+        "dev_frames": len(dev_frames),
+        "bits": bits,
+        "rows": rows,
+    }
 
 
 def main() -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="What tokens tell of log-mels, beside principal components.")
-    parser.add_argument("tokenizer", help="folder or packaged name of a tokenizer with the `mel` front")
-    parser.add_argument("manifest", type=Path, help="manifest with the splits train and dev")
-    parser.add_argument("--limit", type=int, default=480, help="training clips (default: 480)")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
-    args = parser.parse_args()
-    try:
-        tokenizer = SpeechTokenizer.from_pretrained(args.tokenizer)
-        found = run(tokenizer.eval(), args.manifest, args.limit)
-    except JepaTokError as error:
-        print(f"headroom: error: {error}", file=sys.stderr)
-        return 2
-    print(f"{found['train_frames']} training and {found['dev_frames']} dev frames, {found['bits']:.0f} bits a frame")
-    print_table(found["rows"])
-    if args.json:
-        write_json(args.json, {"machine": machine(), "tokenizer": tokenizer.hash, **found})
-    return 0
+    return readout_command(
+        "headroom",
+        "What tokens tell of log-mels, beside principal components.",
+        "folder or packaged name of a tokenizer with the `mel` front",
+        run,
+        lambda f: f"{f['train_frames']} training and {f['dev_frames']} dev frames, {f['bits']:.0f} bits a frame",
+    )
 
 
 if __name__ == "__main__":

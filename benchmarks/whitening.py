@@ -12,7 +12,6 @@ rotated to their principal components, each divided by its deviation, but by no 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.common import machine, print_table, write_json
+from benchmarks.common import readout_command
 from benchmarks.latent_readout import load_waves, mels, readout
 from jepa_tok import SpeechTokenizer
-from jepa_tok.errors import JepaTokError
 from jepa_tok.models.fsq import EVEN_SCALE
 
 FLOORS = (0.3, 0.1, 0.03, 0.01, 0.003)
@@ -98,31 +96,22 @@ def run(tokenizer: SpeechTokenizer, manifest: Path, limit: int) -> dict[str, Any
     return {"train_frames": len(train), "dimensions": len(mean), "effective_rank": rank, "rows": rows}
 
 
+def fault(tokenizer: SpeechTokenizer) -> str:
+    """Why `run` cannot be had of a tokenizer; empty where it can."""
+    fits = tokenizer.config.quantizer.bound == "norm" and len(set(tokenizer.fsq.radices)) == 1
+    return "" if fits else "the quantizer must have the `norm` bound and equal levels, but has not."
+
+
 def main() -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="Linear readout from codes of whitened latents.")
-    parser.add_argument("tokenizer", help="folder or packaged name of a tokenizer with the `norm` bound")
-    parser.add_argument("manifest", type=Path, help="manifest with the splits train and dev")
-    parser.add_argument("--limit", type=int, default=480, help="training clips (default: 480)")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
-    args = parser.parse_args()
-    try:
-        tokenizer = SpeechTokenizer.from_pretrained(args.tokenizer)
-        if tokenizer.config.quantizer.bound != "norm" or len(set(tokenizer.fsq.radices)) != 1:
-            raise JepaTokError(
-                f"{args.tokenizer}: the quantizer must have the `norm` bound and equal levels, but has not."
-            )
-        found = run(tokenizer.eval(), args.manifest, args.limit)
-    except JepaTokError as error:
-        print(f"whitening: error: {error}", file=sys.stderr)
-        return 2
-    print(
-        f"{found['train_frames']} training frames; effective rank {found['effective_rank']:.1f} of {found['dimensions']}"
+    return readout_command(
+        "whitening",
+        "Linear readout from codes of whitened latents.",
+        "folder or packaged name of a tokenizer with the `norm` bound",
+        run,
+        lambda f: f"{f['train_frames']} training frames; effective rank {f['effective_rank']:.1f} of {f['dimensions']}",
+        fault,
     )
-    print_table(found["rows"])
-    if args.json:
-        write_json(args.json, {"machine": machine(), "tokenizer": args.tokenizer, **found})
-    return 0
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from jepa_tok.models.losses import (
     l1_loss,
     mel_loss,
     stft_loss,
+    unevenness,
 )
 from jepa_tok.models.loudness import loudness_loss
 from jepa_tok.models.mel_head import MelHead
@@ -396,4 +397,4 @@ class Codec(nn.Module):
             values = fsq.bound(encoded.latents) * real  # [B, T, D]
             count = real.sum()
             mean, square = values.sum((0, 1)) / count, values.square().sum((0, 1)) / count
-            return (mean.square() + (square - 1.0 / 3.0).square()).mean()
+            return unevenness(mean, square, 1.0 / 3.0)

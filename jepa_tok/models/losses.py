@@ -134,3 +134,13 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     each = values[0, 0].numel()  # elements of one step
     shaped = mask.view(*mask.shape, *[1] * (values.dim() - 2))
     return (values * shaped).sum() / (mask.sum() * each).clamp_min(1)
+
+
+def unevenness(mean: Tensor, square: Tensor, even: Tensor | float) -> Tensor:
+    """How far dimensions are from even use of their range, by their first two moments; mean over them.
+
+    :param mean: Of each dimension's values, [D].
+    :param square: Their mean square, [D].
+    :param even: Mean square of values evenly spread about 0: 1/3 over (-1, 1), (1 - L^-2) / 3 on the L levels of `FSQ`.
+    """
+    return (mean.square() + (square - even).square()).mean()

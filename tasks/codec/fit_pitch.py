@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from jepa_tok.models.codec import Codec
 from jepa_tok.models.fsq import EVEN_SCALE, FSQ
+from jepa_tok.models.losses import unevenness
 from jepa_tok.models.source import PitchDecoder, PitchEncoder
 from jepa_tok.monitor import code_entropies
 from tasks.codec.calibrate import rows_of_waves
@@ -79,13 +80,15 @@ def fit_pitch(codec: Codec, waves: Iterable[Tensor], steps: int, seed: int, fram
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, (i + 1) / WARMUP) * (0.5 + 0.5 * math.cos(math.pi * i / steps))
     )
+    # Mean square of values that use their levels evenly.
+    even = (1.0 - torch.tensor(codec.fsq.radices[-decoder.dims :], device=rows.device).float() ** -2.0) / 3.0
     with torch.enable_grad():
         for _ in range(steps):
             pick = starts[torch.randint(len(starts), (BATCH, 1), generator=rng).to(rows.device)]
             pitch, voicing, values, _ = _errors(encoder, decoder, codec.fsq, rows[pick + frame])
             optimizer.zero_grad()
-            loss = pitch / PITCH_PRICE + voicing + USAGE_PRICE * _unevenness(values, codec.fsq.radices[-decoder.dims :])
-            loss.backward()  # type: ignore[no-untyped-call]
+            uneven = unevenness(values.mean(0), values.square().mean(0), even)
+            (pitch / PITCH_PRICE + voicing + USAGE_PRICE * uneven).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             scheduler.step()
     codec.zero_grad(set_to_none=True)  # the quantiser has got some, too, and the trainer would take them for its own
@@ -96,12 +99,6 @@ def fit_pitch(codec: Codec, waves: Iterable[Tensor], steps: int, seed: int, fram
         "Pitch: fitted on {} frames; on {} others error {:.4f} nats, voicing {:.3f}; code usage {:.3f}, least {:.3f}.",
         len(starts) // windows, len(held), float(pitch), float(voicing), float(usage.mean()), float(usage.min()),
     )  # fmt: skip
-
-
-def _unevenness(values: Tensor, radices: list[int]) -> Tensor:
-    """How far quantised values [N, P] are from even use of their levels, by their first two moments; mean over P."""
-    square = (1.0 - torch.tensor(radices, device=values.device).float() ** -2.0) / 3.0  # of L even levels
-    return (values.mean(0).square() + (values.square().mean(0) - square).square()).mean()
 
 
 def _errors(
